@@ -346,7 +346,7 @@ def best_rank(
     """Return the rank (0 is best) of every query's best-placed positive among all candidates.
 
     A candidate is a positive of a query when their groups are equal; there may be several. Only negatives count
-    against the positive: those strictly closer, and half of those exactly as close (rounded down), so that a collapsed
+    against the positive: those strictly closer, and half of those exactly as close (rounded up), so that a collapsed
     model that gives every candidate one similarity scores chance and not perfection. A query with no positive among
     the candidates gets rank ``C``.
 
@@ -360,7 +360,7 @@ def best_rank(
         negatives = similarity.masked_fill_(positive, -torch.inf)
         ahead = (negatives > best).sum(dim=1)
         tied = (negatives == best).sum(dim=1) * torch.isfinite(best[:, 0])
-        rank = ahead + tied // 2
+        rank = ahead + (tied + 1) // 2
         ranks.append(torch.where(positive.any(dim=1), rank, len(candidates)))
     if not ranks:
         return torch.empty(0, dtype=torch.int64, device=queries.device)

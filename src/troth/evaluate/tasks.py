@@ -1,0 +1,160 @@
+"""The tasks a recipe can name: each knows its data, and asks an embedder for points.
+
+A task never sees a model. What it asks for is cached by content, so that two tasks on one data set encode it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from troth.data import EmbeddedSource, Source, SourceConfig
+from troth.embed import Embedder
+from troth.errors import UserError
+from troth.evaluate.concept import concept_test
+from troth.evaluate.labels import ConceptLabels, concept_labels
+from troth.evaluate.result import TaskResult
+from troth.evaluate.retrieval import retrieval
+from troth.evaluate.zero_shot import class_embedding, zero_shot
+from troth.types import STRICT
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Cutoffs = tuple[Annotated[int, Field(gt=0)], ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ZeroShotTask:
+    """Which class does a picture show, going by the classes' names alone?
+
+    Attributes:
+        name: the task's name in tables and metrics.
+        source: the pictures.
+        class_field: the metadata field that holds a picture's class name, or ``category``.
+        templates: prompts in which ``{}`` stands for the class name; their points are averaged and projected again.
+        topk: cut-offs.
+    """
+
+    kind: Literal["zero-shot"] = "zero-shot"
+    name: Name = "zero-shot"
+    source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="style-shift"))
+    class_field: str = "name"
+    templates: tuple[str, ...] = ("{}",)
+    topk: Cutoffs = (1, 5)
+
+    def run(self, embedder: Embedder) -> TaskResult:
+        """Score the embedder's model."""
+        source = self.source.open()
+        index, images = embedder.images(source)
+        labels = concept_labels([_field(source, i, self.class_field) for i in index.tolist()])
+        classes = _class_points(embedder, labels.class_names, self.templates)
+        return zero_shot(images, labels.labels, classes, embedder.geometry, self.topk, task=self.name)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ConceptTask:
+    """Zero-shot classification of concepts whose names were never trained on.
+
+    Scored twice: among the held-out names only, and among them and all the names of ``names_source``.
+
+    Attributes:
+        name: the task's name in tables and metrics.
+        source: the pictures of held-out concepts.
+        names_source: whose class names are the other candidates.
+        class_field: the metadata field that holds a class name, or ``category``.
+        templates: prompts in which ``{}`` stands for the class name.
+        topk: cut-offs.
+    """
+
+    kind: Literal["concept"] = "concept"
+    name: Name = "concept"
+    source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="concept"))
+    names_source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="style-shift"))
+    class_field: str = "name"
+    templates: tuple[str, ...] = ("{}",)
+    topk: Cutoffs = (1, 5)
+
+    def run(self, embedder: Embedder) -> TaskResult:
+        """Score the embedder's model."""
+        source, others = self.source.open(), self.names_source.open()
+        index, images = embedder.images(source)
+        own = [_field(source, i, self.class_field) for i in index.tolist()]
+        names = sorted({*own, *(_field(others, i, self.class_field) for i in range(len(others)))})
+        labels: ConceptLabels = concept_labels(own, names)
+        held_out = torch.tensor([name in set(own) for name in names])
+        classes = _class_points(embedder, names, self.templates)
+        return concept_test(images, labels.labels, classes, held_out, embedder.geometry, self.topk, task=self.name)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RetrievalTask:
+    """Find a picture's captions among all captions, and a caption's picture among all pictures.
+
+    Attributes:
+        name: the task's name in tables and metrics.
+        source: the pictures with their captions.
+        captions: how many of each picture's captions take part, in the source's order; None takes all.
+        k: cut-offs.
+    """
+
+    kind: Literal["retrieval"] = "retrieval"
+    name: Name = "retrieval"
+    source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="retrieval"))
+    captions: Annotated[int, Field(gt=0)] | None = 1
+    k: Cutoffs = (1, 5, 10)
+
+    def run(self, embedder: Embedder) -> TaskResult:
+        """Score the embedder's model. Pictures with an equal caption are one group: any of them answers it."""
+        source = self.source.open()
+        index, images = embedder.images(source)
+        chosen = [source.captions(i)[: self.captions] for i in index.tolist()]
+        owners = [row for row, captions in enumerate(chosen) for _ in captions]
+        texts = [caption for captions in chosen for caption in captions]
+        image_group, text_group = _groups(owners, texts, len(chosen))
+        points = embedder.texts(texts)
+        return retrieval(images, points, image_group, text_group, embedder.geometry, self.k, task=self.name)
+
+
+#: What a recipe may put under ``[[evaluation.tasks]]``, told apart by ``kind``.
+TaskConfig = Annotated[ZeroShotTask | ConceptTask | RetrievalTask, Field(discriminator="kind")]
+
+
+def _field(source: Source, index: int, name: str) -> str:
+    value = source.category(index) if name == "category" else source.metadata(index).get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(
+            f"{source.key(index)} of {source.name} has no {name!r}",
+            where="class_field",
+            remedy="name a metadata field that holds each picture's class name",
+        )
+    return value
+
+
+def _class_points(embedder: Embedder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C D"]:
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    points = embedder.texts(prompts)
+    return class_embedding(points.view(len(names), len(templates), -1), embedder.geometry)
+
+
+def _groups(
+    owners: Sequence[int], texts: Sequence[str], num_images: int
+) -> tuple[Int64[Tensor, " I"], Int64[Tensor, " T"]]:
+    """Number the groups of pictures that share a caption, directly or through others (a union-find)."""
+    parent = list(range(num_images))
+
+    def root(image: int) -> int:
+        while parent[image] != image:
+            parent[image] = parent[parent[image]]
+            image = parent[image]
+        return image
+
+    first_owner: dict[str, int] = {}
+    for owner, text in zip(owners, texts, strict=True):
+        parent[root(owner)] = root(first_owner.setdefault(text, owner))
+    image_group = torch.tensor([root(image) for image in range(num_images)])
+    return image_group, image_group[torch.tensor(owners)]
