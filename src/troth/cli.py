@@ -1,0 +1,197 @@
+"""The ``troth`` command: its verbs, and nothing heavy until one of them runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Plain help: rich's would take half of the time that `troth --help` may.
+app = typer.Typer(
+    help="Contrastive vision-language learning from image-text pairs that cannot be trusted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(data_app, name="data")
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as train.epochs=3.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Which = Annotated[str, typer.Option("--checkpoint", help="best, last, or the number of a step.")]
+DATA_HELP = (
+    "A folder, a .csv, .tsv, .parquet or .jsonl file, .tar shards (braces allowed), or embedded:SPLIT, "
+    "or a recipe's name or file with recipe:NAME."
+)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file or a shipped recipe's name.")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder, exactly where it stopped.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, make two steps, say the cost.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train a model, or continue a run."""
+    from troth import recipe as recipes
+    from troth import run
+    from troth.errors import UserError
+
+    if resume is not None:
+        if recipe is not None or settings or out is not None:
+            raise UserError(
+                "--resume continues a run as it began", where="troth train", remedy="leave out RECIPE, --set and --out"
+            )
+        run.resume(resume, progress=not quiet)
+        return
+    if recipe is None:
+        raise UserError(
+            "which recipe?", where="troth train", remedy=f"a .toml file, or one of: {', '.join(recipes.shipped())}"
+        )
+    chosen = recipes.load(recipe, settings or ())
+    if dry_run:
+        run.show_dry_run(chosen)
+    else:
+        run.train(chosen, out or Path("runs") / Path(recipe).stem, progress=not quiet)
+
+
+@app.command()
+def evaluate(folder: RunFolder, which: Which = "best", settings: Settings = None) -> None:
+    """Score a trained run on its recipe's tasks, print a table, and write RUN/evaluation.json."""
+    from troth import run
+
+    run.evaluate(folder, which, settings or ())
+
+
+@app.command()
+def embed(
+    folder: RunFolder,
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
+    out: Annotated[Path, typer.Option(help="Where to write: .safetensors with image, text and index.")],
+    which: Which = "best",
+) -> None:
+    """Embed a data set with a trained run."""
+    from troth import run
+
+    run.embed(folder, which, data, out)
+
+
+@app.command()
+def audit(
+    folder: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="Where to write; RUN/audit.parquet by default.")] = None,
+    which: Which = "best",
+) -> None:
+    """Score the run's own training pairs, worst first, and write a table of all of them."""
+    from troth import run
+
+    run.audit(folder, which, out or folder / "audit.parquet")
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, for open_clip's local-dir: names.")],
+    which: Which = "best",
+) -> None:
+    """Write a trained run as a folder that open_clip loads."""
+    from troth import run
+
+    run.export(folder, which, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where runs, table and report go.")] = Path("runs/demo"),
+    noise: Annotated[float, typer.Option(help="The share of training captions to shuffle.")] = 0.3,
+    seed: Annotated[int, typer.Option(help="Of the noise, the weights and the order of the data.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; the recipe's by default.")] = None,
+) -> None:
+    """Train on real pairs with wrong captions, plainly and robustly; evaluate, audit, and write an HTML report."""
+    from troth.demo import run_demo
+
+    run_demo(out, noise=noise, seed=seed, epochs=epochs)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """List the shipped recipes."""
+    from troth import recipe as recipes
+
+    for name in recipes.shipped():
+        typer.echo(f"{name:24} {recipes.load(name).description}")
+
+
+@recipe_app.command("show")
+def recipe_show(name: Annotated[str, typer.Argument(metavar="RECIPE")], settings: Settings = None) -> None:
+    """Print a recipe with every default written out."""
+    from troth import recipe as recipes
+
+    typer.echo(recipes.to_toml(recipes.load(name, settings or ())), nl=False)
+
+
+@recipe_app.command("check")
+def recipe_check(name: Annotated[str, typer.Argument(metavar="RECIPE")], settings: Settings = None) -> None:
+    """Validate a recipe without building anything."""
+    from troth import recipe as recipes
+
+    recipes.load(name, settings or ())
+    typer.echo(f"{name}: valid")
+
+
+@data_app.command("check")
+def data_check(
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
+    ledger: Annotated[Path | None, typer.Option(help="Also write what cannot be used, with reasons, as JSONL.")] = None,
+) -> None:
+    """Read every caption and decode every image once; say what cannot be used and why."""
+    from troth import run
+
+    run.check_data(data, ledger)
+
+
+@contextlib.contextmanager
+def _user_errors_as_lines() -> Iterator[None]:
+    """Turn a user's mistake into one line and exit code 2; a traceback is for our own bugs."""
+    from troth.errors import NonFiniteLossError, UserError
+
+    try:
+        yield
+    except (UserError, NonFiniteLossError) as error:
+        print(f"troth: {' '.join(str(error).split())}", file=sys.stderr)
+        _exit(2)
+    except KeyboardInterrupt:
+        print(
+            "troth: interrupted; a run that has checkpoints continues with `troth train --resume RUN`", file=sys.stderr
+        )
+        _exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has had enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit(0)
+
+
+def _exit(code: int) -> None:
+    raise SystemExit(code) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    with _user_errors_as_lines():
+        app(prog_name="troth")

@@ -1,0 +1,50 @@
+"""Data: where pairs come from, which of their captions are wrong on purpose, and what could not be read."""
+
+from troth.data.check import check_source
+from troth.data.embedded_source import EmbeddedSource
+from troth.data.feature_stream import FeatureStream
+from troth.data.files import atomic_path, cache_folder
+from troth.data.folder import FolderSource
+from troth.data.huggingface import HuggingFaceSource
+from troth.data.images import MAX_PIXELS, decode
+from troth.data.ledger import REASONS, Ledger, LedgerEntry, Reason, SampleError
+from troth.data.loader import BatchStream, ImageTextStream, LoadedBatch
+from troth.data.noise import BatchNoise, CaptionAssignment, Noise
+from troth.data.plan import Plan
+from troth.data.source import IndexedSource, Source
+from troth.data.sources import SourceConfig
+from troth.data.table import TableSource
+from troth.data.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
+from troth.data.webdataset import TarSource
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "MAX_PIXELS",
+    "REASONS",
+    "BatchNoise",
+    "BatchStream",
+    "CaptionAssignment",
+    "EmbeddedSource",
+    "FeatureStream",
+    "FolderSource",
+    "HuggingFaceSource",
+    "ImageTextStream",
+    "ImageTransform",
+    "IndexedSource",
+    "Ledger",
+    "LedgerEntry",
+    "LoadedBatch",
+    "Noise",
+    "Plan",
+    "Reason",
+    "SampleError",
+    "Source",
+    "SourceConfig",
+    "TableSource",
+    "TarSource",
+    "atomic_path",
+    "cache_folder",
+    "check_source",
+    "decode",
+]

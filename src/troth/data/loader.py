@@ -1,0 +1,266 @@
+"""Streams of training batches, from pictures or from features computed before.
+
+A batch is a pure function of (data, seed, step): workers, ranks and the step one starts from change when and where it
+is made, never what is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from troth.data.draws import Int64Array, hash64
+from troth.data.ledger import Ledger, LedgerEntry, SampleError
+from troth.data.noise import BatchNoise, CaptionAssignment
+from troth.data.plan import Plan, chosen_captions, rank_rows
+from troth.data.source import Source
+from troth.errors import UserError
+from troth.types import Batch
+
+#: A transform of encoded bytes to a tensor; may raise SampleError. See :class:`~troth.data.transforms.ImageTransform`.
+ImageTransformLike = Callable[[bytes], Tensor]
+Tokenize = Callable[[Sequence[str]], Tensor]
+
+#: After so many unreadable samples in a row it is not the samples that are broken.
+_MOST_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBatch:
+    """This rank's part of a batch, and what is known about it.
+
+    Attributes:
+        batch: ids, images (or features) and texts.
+        skipped: the samples that could not be read and were replaced.
+        mismatched: ``(B,)`` True where noise injection gave the pair other captions than its own.
+    """
+
+    batch: Batch
+    skipped: tuple[LedgerEntry, ...]
+    mismatched: Bool[Tensor, " B"]
+
+
+class BatchStream(Protocol):
+    """Batches by step number.
+
+    Attributes:
+        num_samples: sample ids are below this.
+        fingerprint: of the data and the static noise; memory keyed by sample id belongs to it.
+        steps_per_epoch: whole global batches in an epoch.
+        batch_size: of the global batch.
+    """
+
+    num_samples: int
+    fingerprint: str
+    steps_per_epoch: int
+    batch_size: int
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``."""
+
+
+class ImageTextStream:
+    """Batches of pictures and tokenised captions, read by worker processes.
+
+    An unreadable sample is replaced by :meth:`Plan.replacement` and told in ``skipped``; batches keep their size.
+
+    Args:
+        source: the pairs.
+        plan: over ``len(source)`` samples.
+        image_transform: encoded bytes to ``(3, H, W)``. It runs with torch's, numpy's and Python's global generators
+            seeded by (seed, epoch, sample id), so any augmentation is reproducible.
+        tokenize: captions to ``(B, L)`` token ids; runs in the worker.
+        noise: whose captions to use; None for everyone's own.
+        reserve: where foreign captions come from, if the noise has such.
+        num_workers: 0 reads in this process, with the same result.
+        rank: of this process.
+        world_size: how many processes share each batch.
+        prefetch: batches each worker prepares ahead.
+
+    Attributes:
+        ledger: the source's entries and everything skipped so far by this rank.
+
+    Raises:
+        UserError: the batch cannot be divided among the ranks, or the noise is impossible at this batch size.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        *,
+        image_transform: ImageTransformLike,
+        tokenize: Tokenize,
+        noise: CaptionAssignment | BatchNoise | None = None,
+        reserve: Source | None = None,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+    ) -> None:
+        assert plan.num_samples == len(source), "the plan is for another number of samples"
+        noise = checked_noise(noise, source, plan)
+        self.num_samples = len(source)
+        self.fingerprint = stream_fingerprint(source, noise)
+        self.steps_per_epoch = plan.steps_per_epoch
+        self.batch_size = plan.batch_size
+        self.ledger = Ledger(source.ledger)
+        rows = rank_rows(plan.batch_size, rank, world_size)
+        self._steps = _Steps(source, plan, image_transform, tokenize, noise, reserve, rows)
+        self._num_workers = num_workers
+        self._prefetch = prefetch
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``.
+
+        Raises:
+            UserError: no readable sample could be found to stand in for an unreadable one.
+        """
+        with warnings.catch_warnings():
+            # torch counts cores and warns; Python 3.12 warns of any fork beside threads. Neither is the user's doing.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
+            loader = iter(
+                DataLoader(
+                    self._steps,
+                    batch_size=None,
+                    sampler=range(start_step, stop_step),
+                    num_workers=self._num_workers,
+                    prefetch_factor=self._prefetch if self._num_workers else None,
+                    # Without one of its own a loader draws from the global generator, which belongs to training.
+                    generator=torch.Generator(),
+                )
+            )
+        for loaded in loader:
+            if isinstance(loaded, UserError):
+                raise loaded
+            self.ledger.extend(loaded.skipped)
+            yield loaded
+
+
+class _Steps(Dataset[LoadedBatch | UserError]):
+    """Step number to this rank's part of its batch. Lives in the workers."""
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        image_transform: ImageTransformLike,
+        tokenize: Tokenize,
+        noise: CaptionAssignment | BatchNoise,
+        reserve: Source | None,
+        rows: slice,
+    ) -> None:
+        self.source = source
+        self.plan = plan
+        self.image_transform = image_transform
+        self.tokenize = tokenize
+        self.noise = noise
+        self.reserve = reserve
+        self.rows = rows
+
+    def __getitem__(self, step: int) -> LoadedBatch | UserError:
+        planned = self.plan.indices(step)
+        caption_of, mismatched = self.noise.draw(planned, step)
+        index, caption_of, mismatched = planned[self.rows], caption_of[self.rows], mismatched[self.rows]
+        skipped: list[LedgerEntry] = []
+        images: list[Tensor] = []
+        with _generators_restored():
+            for place in range(len(index)):
+                try:
+                    actual, image = self._read(step, place, int(index[place]), skipped)
+                except UserError as error:
+                    # A worker's exceptions reach the user as tracebacks; as a value this one stays a line.
+                    return error
+                images.append(image)
+                if actual != index[place]:
+                    caption_of[place], mismatched[place] = self.noise.replaced(
+                        int(index[place]), actual, int(caption_of[place])
+                    )
+                    index[place] = actual
+        texts = self._texts(self.plan.epoch(step), index, caption_of)
+        batch = Batch(torch.from_numpy(index), torch.stack(images), self.tokenize(texts))
+        return LoadedBatch(batch, tuple(dict.fromkeys(skipped)), torch.from_numpy(mismatched))
+
+    def _read(self, step: int, place: int, sample: int, skipped: list[LedgerEntry]) -> tuple[int, Tensor]:
+        """The image of ``sample``, or of the first stand-in that can be read."""
+        for attempt in range(1, min(self.plan.attempts(), _MOST_ATTEMPTS) + 1):
+            try:
+                data = self.source.read_image(sample)
+                _seed_generators(self.plan.seed, self.plan.epoch(step), sample)
+                return sample, self.image_transform(data)
+            except SampleError as error:
+                skipped.append(error.entry(self.source.key(sample)))
+            sample = self.plan.replacement(step, self.rows.start + place, attempt)
+        raise UserError(
+            f"{len(skipped)} samples in a row cannot be read",
+            where=self.source.name,
+            remedy=f"the last one: {skipped[-1].key}: {skipped[-1].reason} {skipped[-1].detail}".rstrip(),
+        )
+
+    def _texts(self, epoch: int, index: Int64Array, caption_of: Int64Array) -> list[str]:
+        available = [self._captions(int(caption)) for caption in caption_of]
+        counts = np.array([len(captions) for captions in available], dtype=np.int64)
+        chosen = chosen_captions(self.plan.seed, epoch, index, counts)
+        return [captions[choice] for captions, choice in zip(available, chosen, strict=True)]
+
+    def _captions(self, caption: int) -> tuple[str, ...]:
+        if caption < len(self.source):
+            return self.source.captions(caption)
+        assert self.reserve is not None, "foreign captions without their reserve"
+        return self.reserve.captions(caption - len(self.source))
+
+
+@contextmanager
+def _generators_restored() -> Iterator[None]:
+    """Leave the global generators as they were, so that reading in the training process does not touch its draws."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+
+
+def _seed_generators(seed: int, epoch: int, sample: int) -> None:
+    """Seed the generators that anyone's augmentations may draw from."""
+    bits = int(hash64(seed, "augment", epoch, np.array([sample], dtype=np.int64))[0])
+    # Not torch.manual_seed: that also queues work for every kind of accelerator, for each sample.
+    torch.default_generator.manual_seed(bits)
+    np.random.seed(bits & 0xFFFFFFFF)  # noqa: NPY002
+    random.seed(bits)
+
+
+def checked_noise(
+    noise: CaptionAssignment | BatchNoise | None, source: Source, plan: Plan
+) -> CaptionAssignment | BatchNoise:
+    """The noise a stream uses, once it is known to fit the data and the batch; raises UserError if it does not."""
+    if noise is None:
+        return CaptionAssignment.clean(source)
+    if isinstance(noise, CaptionAssignment) and noise.fingerprint != source.fingerprint:
+        raise UserError(
+            "the caption assignment was drawn for another data set",
+            where="noise",
+            remedy="draw it for this one",
+        )
+    noise.check(plan.batch_size)
+    return noise
+
+
+def stream_fingerprint(source: Source, noise: CaptionAssignment | BatchNoise) -> str:
+    """The data set's fingerprint, or a hash of it and of the noise if pairs are wrong on purpose."""
+    if not noise.identity:
+        return source.fingerprint
+    return hashlib.sha256(f"{source.fingerprint} {noise.identity}".encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""From a source's encoded pictures to batches of tensors, in order, on more than one core."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from troth.data.images import decode
+from troth.data.ledger import LedgerEntry, SampleError
+from troth.data.source import Source
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Below this many pictures, starting worker processes takes longer than it saves.
+_WORTH_WORKERS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBatch:
+    """Consecutive pictures of a source.
+
+    Attributes:
+        rows: ``(B,)`` sample ids of the pictures that could be read.
+        images: ``(B, ...)`` what the transform made of them; None if none could be read.
+        entries: a ledger entry for each picture that could not.
+        size: how many pictures were tried.
+    """
+
+    rows: Int64[Tensor, " B"]
+    images: Tensor | None
+    entries: tuple[LedgerEntry, ...]
+    size: int
+
+
+class _Pictures(Dataset[tuple[int, "Tensor | LedgerEntry"]]):
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], image_size: int) -> None:
+        self.source = source
+        self.transform = transform
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | LedgerEntry]:
+        try:
+            return index, self.transform(decode(self.source.read_image(index), self.image_size))
+        except SampleError as error:
+            return index, error.entry(self.source.key(index))
+
+
+def _collate(samples: Sequence[tuple[int, Tensor | LedgerEntry]]) -> PictureBatch:
+    read = [(row, image) for row, image in samples if isinstance(image, Tensor)]
+    return PictureBatch(
+        rows=torch.tensor([row for row, _ in read], dtype=torch.int64),
+        images=torch.stack([image for _, image in read]) if read else None,
+        entries=tuple(image for _, image in samples if isinstance(image, LedgerEntry)),
+        size=len(samples),
+    )
+
+
+def picture_batches(
+    source: Source,
+    transform: Callable[[Image.Image], Tensor],
+    image_size: int,
+    batch_size: int,
+    num_workers: int | None = None,
+) -> Iterator[PictureBatch]:
+    """Yield all pictures of ``source`` in id order; unreadable ones as ledger entries.
+
+    Args:
+        source: where the pictures are.
+        transform: from an RGB picture to a tensor, all of one shape.
+        image_size: the shorter side the transform needs, for scaled JPEG decoding.
+        batch_size: pictures in a batch.
+        num_workers: processes that decode; None for as many as there are cores, at most 4, and none for few pictures.
+    """
+    if num_workers is None:
+        num_workers = min(4, os.cpu_count() or 1) if len(source) >= _WORTH_WORKERS else 0
+    yield from DataLoader(
+        _Pictures(source, transform, image_size),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        # Without a generator of its own, a loader draws its workers' base seed from the global one.
+        generator=torch.Generator(),
+    )
+
+
+def picture_hash(source: Source) -> str:
+    """Return the sha256 (hex) of a source's keys, captions and encoded pictures.
+
+    The fingerprint of a source covers keys and captions only. A picture replaced under the same key must be encoded
+    anew, so the bytes are read (not decoded, a small part of encoding them) before a cached file is trusted.
+    """
+    digest = hashlib.sha256(source.fingerprint.encode())
+    for index in range(len(source)):
+        try:
+            data = source.read_image(index)
+        except SampleError as error:
+            digest.update(f"!{error.reason}".encode())
+        else:
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+    return digest.hexdigest()

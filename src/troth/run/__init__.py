@@ -1,0 +1,25 @@
+"""Runs: what a recipe says is built, trained, scored and written down here."""
+
+from __future__ import annotations
+
+from troth.run.build import Built, build, data_argument
+from troth.run.opened import OpenedRun, open_run
+from troth.run.scoring import audit, check_data, embed, evaluate, export, run_tasks
+from troth.run.training import resume, show_dry_run, train
+
+__all__ = [
+    "Built",
+    "OpenedRun",
+    "audit",
+    "build",
+    "check_data",
+    "data_argument",
+    "embed",
+    "evaluate",
+    "export",
+    "open_run",
+    "resume",
+    "run_tasks",
+    "show_dry_run",
+    "train",
+]

@@ -1,0 +1,217 @@
+"""From a recipe to the things it names: source, noise, model, stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from troth import distributed
+from troth.data import (
+    BatchNoise,
+    BatchStream,
+    CaptionAssignment,
+    EmbeddedSource,
+    FeatureStream,
+    FolderSource,
+    ImageTextStream,
+    ImageTransform,
+    Ledger,
+    Plan,
+    Source,
+    SourceConfig,
+    TableSource,
+    TarSource,
+    decode,
+)
+from troth.embed import FrozenEncoders
+from troth.embed.features import Progress
+from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder
+from troth.errors import UserError
+from troth.recipe import Recipe
+
+_TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe names, built.
+
+    Attributes:
+        recipe: as validated.
+        source: the training pairs.
+        noise: whose captions each of them gets.
+        reserve: where foreign captions come from, if any.
+        model: towers, geometry and scale, freshly initialised.
+        frozen: the frozen encoders under heads; None for towers.
+    """
+
+    recipe: Recipe
+    source: Source
+    noise: CaptionAssignment | BatchNoise
+    reserve: Source | None
+    model: ContrastiveModel
+    frozen: FrozenEncoders | None
+
+    def stream(self, ledger: Ledger | None = None) -> BatchStream:
+        """Return this rank's batches; for heads, the frozen features are computed (or read) first.
+
+        Args:
+            ledger: takes up the pictures that could not be read while features were computed.
+
+        Raises:
+            UserError: if the batch is larger than the data, or cannot be divided among the ranks.
+        """
+        ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        size, seed = self.recipe.train.batch_size, self.recipe.seed
+        if self.frozen is None:
+            encoder = self.model.encoder
+            assert isinstance(encoder, OpenClipEncoder)
+            return ImageTextStream(
+                self.source,
+                Plan(len(self.source), size, seed),
+                image_transform=picture_transform(encoder, train=True),
+                tokenize=encoder.tokenize,
+                noise=self.noise,
+                reserve=self.reserve,
+                num_workers=self.recipe.train.num_workers,
+                **ranks,
+            )
+        if not distributed.is_main():
+            distributed.barrier()  # rank 0 computes what is not cached, the others read it
+        features = self.frozen.features(self.source, self._reserve_captions())
+        if distributed.is_main():
+            distributed.barrier()
+        if ledger is not None:
+            ledger.extend(features.ledger)
+        return FeatureStream(
+            self.source,
+            Plan(int(features.valid.sum()), size, seed),
+            image_features=features.image_features,
+            captions=features.captions,
+            text_features=features.text_features,
+            valid=features.valid,
+            noise=self.noise,
+            reserve=self.reserve,
+            **ranks,
+        )
+
+    def _reserve_captions(self) -> tuple[str, ...]:
+        reserve = self.reserve
+        if reserve is None:
+            return ()
+        return tuple(caption for index in range(len(reserve)) for caption in reserve.captions(index))
+
+
+@contextlib.contextmanager
+def at(place: str) -> Iterator[None]:
+    """Complete the place of a UserError: a source knows its field, only the recipe knows whose field that is."""
+    try:
+        yield
+    except UserError as error:
+        inner = error.where or ""
+        parent, _, last = place.rpartition(".")
+        if inner.startswith(f"{last}.") and parent:
+            inner = inner.removeprefix(f"{last}.")
+        if inner == place or inner.startswith(f"{place}."):
+            raise
+        where = f"{place}.{inner}" if inner.replace("_", "").replace(".", "").isalnum() else f"{place}: {inner}"
+        raise UserError(error.message, where=where if inner else place, remedy=error.remedy) from None
+
+
+def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: Progress | None = None) -> Built:
+    """Open the data, draw the noise and build the model.
+
+    Args:
+        recipe: the run.
+        frozen: for heads, frozen encoders that another run of the same process has loaded already.
+        on_progress: called with (done, in all) while frozen features are computed.
+
+    Raises:
+        UserError: if something the recipe names does not exist or does not fit.
+    """
+    with at("data.source"):
+        source = recipe.data.source.open()
+    with at("data.noise"):
+        reserve = recipe.data.noise.open_reserve()
+        noise = recipe.data.noise.bind(source, recipe.seed, reserve)
+    return Built(recipe, source, noise, reserve, build_model(recipe), frozen or _frozen(recipe, on_progress))
+
+
+def build_model(recipe: Recipe) -> ContrastiveModel:
+    """Build the model alone, freshly initialised."""
+    with at("model"):
+        encoder = recipe.model.build(recipe.seed)
+    return ContrastiveModel(encoder, recipe.geometry, recipe.scale, with_bias=recipe.objective.needs_bias)
+
+
+def _frozen(recipe: Recipe, on_progress: Progress | None) -> FrozenEncoders | None:
+    if not isinstance(recipe.model, Heads):
+        return None
+    workers = recipe.train.num_workers or None
+    return FrozenEncoders(recipe.model, on_progress=on_progress, num_workers=workers)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """An open_clip transform of pictures, for preprocessings that :class:`ImageTransform` has no words for."""
+
+    transform: Callable[[Image.Image], Tensor]
+
+    def __call__(self, data: bytes) -> Tensor:
+        return self.transform(decode(data))
+
+
+def picture_transform(encoder: OpenClipEncoder, *, train: bool) -> Callable[[bytes], Tensor]:
+    """Return encoded bytes to a tensor as the encoder wants it, decoding no larger than needed where that is exact."""
+    preprocess = encoder.preprocess_cfg
+    size = preprocess["size"]
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    # A training crop is never squashed or padded, whatever evaluation does with the whole picture.
+    plain = sides[0] == sides[1] and preprocess.get("mode", "RGB") == "RGB"
+    if plain and (train or preprocess.get("resize_mode", "shortest") == "shortest"):
+        interpolation = preprocess.get("interpolation", "bicubic")
+        if interpolation in ("bicubic", "bilinear"):
+            return ImageTransform(
+                image_size=sides[0],
+                mean=tuple(preprocess["mean"]),
+                std=tuple(preprocess["std"]),
+                interpolation=interpolation,
+                train=train,
+            )
+    return _Decoded(encoder.image_transform(train))
+
+
+def data_argument(text: str) -> SourceConfig:
+    """Understand a data set named on the command line.
+
+    Raises:
+        UserError: if it is none of the forms, or does not exist.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "embedded":
+        splits = ("train", "style-shift", "retrieval", "concept")
+        if rest not in splits:
+            raise UserError(f"no split {rest!r}", where=text, remedy=f"one of: {', '.join(splits)}")
+        return EmbeddedSource(split=rest)  # type: ignore[arg-type]  # checked above
+    if kind == "recipe":
+        from troth import recipe as recipes
+
+        return recipes.load(rest).data.source
+    bare = text.removesuffix(".gz")
+    if bare.endswith(".tar"):
+        return TarSource(urls=text)
+    path = Path(text)
+    if path.is_dir():
+        return FolderSource(path=str(path))
+    if path.suffix.lower() in _TABLES:
+        return TableSource(path=str(path))
+    raise UserError(
+        "no such data",
+        where=text,
+        remedy=f"a folder, a {', '.join(_TABLES)} file, .tar shards, embedded:SPLIT or recipe:NAME",
+    )

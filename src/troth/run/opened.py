@@ -1,0 +1,75 @@
+"""A finished (or unfinished) run, opened to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from troth import recipe as recipes
+from troth.encoders import ContrastiveModel
+from troth.errors import UserError
+from troth.recipe import Recipe
+from troth.run.build import build_model
+from troth.train import Checkpoints, load_model, read_position
+
+RECIPE_NAME = "recipe.toml"
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A trained run, ready to be scored.
+
+    Attributes:
+        recipe: as it was trained.
+        model: with the weights of the checkpoint, in evaluation mode.
+        checkpoint: where they came from.
+        step: of the checkpoint.
+    """
+
+    recipe: Recipe
+    model: ContrastiveModel
+    checkpoint: Path
+    step: int
+
+
+def open_run(folder: Path, which: str = "best", settings: Sequence[str] = ()) -> OpenedRun:
+    """Load a run's recipe and the weights of one of its checkpoints.
+
+    Args:
+        folder: the run.
+        which: ``best`` (the last one if the run chose none), ``last``, or a step.
+        settings: ``field=value`` overrides of the recipe, such as other tasks.
+
+    Raises:
+        UserError: if there is no such run or checkpoint.
+    """
+    recipe = read_recipe(folder, settings)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    latest = checkpoints.latest()
+    if latest is None:
+        raise UserError("the run has no checkpoint yet", where=str(folder), remedy="let it train further")
+    path = latest
+    if which not in ("best", "last"):
+        if not which.isdigit() or int(which) not in checkpoints.steps():
+            known = ", ".join(map(str, checkpoints.steps()))
+            raise UserError(f"no checkpoint {which!r}", where=str(folder), remedy=f"best, last, or one of: {known}")
+        path = checkpoints.path(int(which))
+    elif which == "best":
+        best_step = read_position(latest).best_step
+        path = latest if best_step is None else checkpoints.path(best_step)
+    model = build_model(recipe)
+    load_model(path, model)
+    return OpenedRun(recipe, model.eval(), path, read_position(path).step)
+
+
+def read_recipe(folder: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read the resolved recipe of a run.
+
+    Raises:
+        UserError: if the folder is not a run.
+    """
+    path = folder / RECIPE_NAME
+    if not path.is_file():
+        raise UserError("not a run", where=str(folder), remedy=f"a run's folder holds {RECIPE_NAME} and checkpoints")
+    return recipes.load(path, settings)

@@ -1,0 +1,198 @@
+"""What a trained run is worth and which of its pairs are wrong; embeddings and exports of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from troth.audit import AuditTable, audit_pairs
+from troth.data import CaptionAssignment, Source, atomic_path, check_source
+from troth.embed import Embedder, FeatureCache, FrozenEncoders
+from troth.encoders import ContrastiveModel, export_open_clip
+from troth.errors import UserError
+from troth.evaluate import TaskResult
+from troth.recipe import Recipe
+from troth.run.build import at, build, data_argument
+from troth.run.opened import open_run
+
+EVALUATION_NAME = "evaluation.json"
+
+
+def run_tasks(
+    recipe: Recipe,
+    model: ContrastiveModel,
+    *,
+    frozen: FrozenEncoders | None = None,
+    cache: FeatureCache | None = None,
+) -> list[TaskResult]:
+    """Score a model on its recipe's tasks.
+
+    Args:
+        recipe: names the tasks.
+        model: in any mode, on any device.
+        frozen: for heads, what was computed already.
+        cache: keeps the points of towers; None (weights that will change) keeps nothing.
+    """
+    embedder = Embedder(model, cache, frozen=frozen, num_workers=recipe.train.num_workers or None)
+    results = []
+    for number, task in enumerate(recipe.evaluation.tasks):
+        with at(f"evaluation.tasks.{number}"):
+            results.append(task.run(embedder))
+    return results
+
+
+def flatten(results: Sequence[TaskResult]) -> dict[str, float]:
+    """Return every metric as ``task/metric``."""
+    return {f"{result.task}/{name}": value for result in results for name, value in result.metrics.items()}
+
+
+def save_results(folder: Path, metrics: Mapping[str, float], results: Sequence[TaskResult] = ()) -> Path:
+    """Write ``evaluation.json``: metrics by name and, where known, their standard errors and query counts."""
+    record = {
+        "metrics": dict(metrics),
+        "standard_errors": {
+            f"{result.task}/{name}": value for result in results for name, value in result.standard_errors.items()
+        },
+        "num_queries": {result.task: result.num_queries for result in results},
+    }
+    path = folder / EVALUATION_NAME
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def evaluate(folder: Path, which: str = "best", settings: Sequence[str] = ()) -> list[TaskResult]:
+    """Score a run on its recipe's tasks, print a table and write ``evaluation.json`` beside it."""
+    run = open_run(folder, which, settings)
+    if not run.recipe.evaluation.tasks:
+        raise UserError(
+            "the recipe has no tasks", where="evaluation.tasks", remedy="add some with --set or in the file"
+        )
+    results = run_tasks(run.recipe, run.model, cache=FeatureCache())
+    path = save_results(folder, flatten(results), results)
+    table = Table(title=f"{folder} at step {run.step}")
+    for heading in ("task", "metric"):
+        table.add_column(heading)
+    for heading in ("value", "± standard error"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        for name, value in result.metrics.items():
+            error = result.standard_errors.get(name)
+            table.add_row(result.task, name, f"{value:.4f}", "" if error is None else f"{error:.4f}")
+        table.add_section()
+    console = Console()
+    console.print(table)
+    for result in results:
+        for note in result.notes:
+            console.print(f"{result.task}: {note}", highlight=False)
+    console.print(f"written to {path}", highlight=False)
+    return results
+
+
+def embed(folder: Path, which: str, data: str, out: Path) -> None:
+    """Write the points of a data set under a run: ``index (Q,)``, ``image (Q, D)``, ``text (Q, D)``.
+
+    A sample's text point is that of its captions: their mean, projected again.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"writes .safetensors, not {out.suffix or 'a folder'}", where="--out", remedy="out.safetensors")
+    run = open_run(folder, which)
+    with at("data"):
+        source = data_argument(data).open()
+    embedder = Embedder(run.model, FeatureCache())
+    index, image = embedder.images(source)
+    text = caption_points(embedder, [source.captions(i) for i in index.tolist()])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        tensors = {"index": index, "image": image.contiguous(), "text": text.contiguous()}
+        save_file(tensors, temporary, metadata={"fingerprint": source.fingerprint, "run": str(folder)})
+    Console().print(f"{len(index):,} samples, {image.shape[1]} dimensions, written to {out}", highlight=False)
+
+
+def caption_points(embedder: Embedder, captions: Sequence[Sequence[str]]) -> Float[Tensor, "N D"]:
+    """Return one point for each sample's captions: the mean of their points, projected again."""
+    distinct = list(dict.fromkeys(caption for group in captions for caption in group))
+    points = embedder.texts(distinct)
+    row = {caption: number for number, caption in enumerate(distinct)}
+    owner = torch.tensor([number for number, group in enumerate(captions) for _ in group])
+    rows = torch.tensor([row[caption] for group in captions for caption in group])
+    total = points.new_zeros(len(captions), points.shape[1]).index_add_(0, owner, points[rows])
+    counts = torch.bincount(owner, minlength=len(captions)).unsqueeze(1)
+    return embedder.geometry.project(total / counts)
+
+
+def audit_source(embedder: Embedder, source: Source, noise: CaptionAssignment | None = None) -> AuditTable:
+    """Score every readable pair of a source, with the captions it was trained with."""
+    index, image = embedder.images(source)
+    owners = index.tolist() if noise is None else [int(noise.caption_of[i]) for i in index.tolist()]
+    if any(owner >= len(source) for owner in owners):
+        raise UserError(
+            "an audit of foreign captions needs their reserve", where="data.noise", remedy="audit a run without them"
+        )
+    captions = [source.captions(owner) for owner in owners]
+    return audit_pairs(
+        image,
+        caption_points(embedder, captions),
+        embedder.geometry,
+        ids=index.numpy(),
+        keys=[source.key(i) for i in index.tolist()],
+        captions=[group[0] for group in captions],
+        caption_keys=[source.key(owner) for owner in owners],
+    )
+
+
+def audit(folder: Path, which: str, out: Path) -> None:
+    """Write the audit table of a run's own training pairs, and print its most suspicious ones."""
+    run = open_run(folder, which)
+    built = build(run.recipe)
+    noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
+    table = audit_source(Embedder(run.model, FeatureCache()), built.source, noise)
+    table.write(out)
+    console = Console()
+    shown = Table(title="Most suspicious pairs")
+    for heading in ("key", "given caption", "score", "decision"):
+        shown.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for row in table.score.argsort(kind="stable")[:10]:
+        shown.add_row(table.key[row], table.caption[row], f"{table.score[row]:.3f}", table.decision[row])
+    console.print(shown)
+    counts = {decision: table.decision.count(decision) for decision in ("keep", "review", "drop")}
+    summary = ", ".join(f"{count:,} {decision}" for decision, count in counts.items())
+    console.print(f"{len(table):,} pairs: {summary}; written to {out}", highlight=False)
+
+
+def export(folder: Path, which: str, out: Path) -> None:
+    """Write a run as a folder for open_clip's ``local-dir:`` names."""
+    path = export_open_clip(open_run(folder, which).model, out)
+    Console().print(
+        f'written to {path}; load it with open_clip.create_model_and_transforms("local-dir:{path}")', highlight=False
+    )
+
+
+def check_data(data: str, ledger_path: Path | None = None) -> None:
+    """Decode everything once, print what cannot be used and why, and optionally write it."""
+    with at("data"):
+        source = data_argument(data).open()
+    ledger = check_source(source)
+    console = Console()
+    if ledger_path is not None:
+        ledger.write(ledger_path)
+    console.print(f"{len(source):,} samples with captions in {source.name}", highlight=False)
+    if not len(ledger):
+        console.print("every image can be read; nothing was skipped")
+        return
+    table = Table(title="What cannot be used")
+    table.add_column("reason")
+    table.add_column("count", justify="right")
+    table.add_column("for example", overflow="ellipsis", no_wrap=True)
+    for reason, count in ledger.counts().items():
+        example = next(entry for entry in ledger if entry.reason == reason)
+        table.add_row(reason, f"{count:,}", f"{example.key}: {example.detail}")
+    console.print(table)

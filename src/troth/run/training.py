@@ -1,0 +1,177 @@
+"""Training what a recipe says, continuing it, and saying beforehand what it would cost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from troth import distributed
+from troth import recipe as recipes
+from troth.data import CaptionAssignment, Ledger
+from troth.embed import FrozenEncoders
+from troth.embed.features import Progress as OnProgress
+from troth.encoders import ContrastiveModel
+from troth.errors import UserError
+from troth.recipe import Recipe
+from troth.run.build import Built, build
+from troth.run.opened import RECIPE_NAME, read_recipe
+from troth.run.scoring import flatten, run_tasks, save_results
+from troth.train import Trainer, TrainResult, dry_run
+from troth.train.resume import holds_run
+
+NOISE_NAME = "noise.npz"
+
+
+def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None, progress: bool = True) -> TrainResult:
+    """Train a recipe in a new folder: recipe, noise, log, ledger, checkpoints and evaluation go there.
+
+    Args:
+        recipe: the run.
+        folder: where to; it may not hold a run yet.
+        frozen: for heads, frozen encoders that another run of the same process has loaded already.
+        progress: show bars if there is a terminal.
+
+    Raises:
+        UserError: if the folder holds a run already, or the recipe cannot be built.
+        NonFiniteLossError: if the loss stops being finite.
+    """
+    with _process_group(recipe):
+        if distributed.broadcast_object(holds_run(folder)):
+            raise UserError(
+                "this folder holds a run already",
+                where=str(folder),
+                remedy=f"troth train --resume {folder}, or choose another --out",
+            )
+        # Everything that a user may have got wrong is built before the folder is made.
+        with _feature_progress(progress) as on_progress:
+            built = build(recipe, frozen=frozen, on_progress=on_progress)
+            trainer = _trainer(built, folder, progress=progress)
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            recipes.save(recipe, folder / RECIPE_NAME)
+            if isinstance(built.noise, CaptionAssignment) and built.noise.mismatched.any():
+                built.noise.save(folder / NOISE_NAME)
+        return _finish(trainer, folder, resume=False)
+
+
+def resume(folder: Path, *, progress: bool = True) -> TrainResult:
+    """Continue the run in ``folder`` exactly where its newest checkpoint left it.
+
+    Raises:
+        UserError: if there is no run, or its data changed since.
+    """
+    recipe = read_recipe(folder)
+    with _process_group(recipe):
+        with _feature_progress(progress) as on_progress:
+            trainer = _trainer(build(recipe, on_progress=on_progress), folder, progress=progress)
+        return _finish(trainer, folder, resume=True)
+
+
+def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
+    recipe = built.recipe
+    ledger = Ledger(built.source.ledger)
+    stream = built.stream(ledger)
+
+    def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
+        return flatten(run_tasks(recipe, model, frozen=built.frozen))
+
+    return Trainer(
+        built.model,
+        recipe.objective,
+        stream,
+        config=recipe.train,
+        folder=folder,
+        seed=recipe.seed,
+        evaluate=evaluate if recipe.evaluation.tasks else None,
+        best_metric=recipe.evaluation.best,
+        ledger=ledger,
+        progress=progress,
+    )
+
+
+def _finish(trainer: Trainer, folder: Path, *, resume: bool) -> TrainResult:
+    result = trainer.run(resume=resume)
+    if distributed.is_main():
+        console = Console()
+        skipped = ", ".join(f"{count} {reason}" for reason, count in trainer.ledger.counts().items())
+        if skipped:
+            console.print(f"Skipped samples (see {folder / 'ledger.jsonl'}): {skipped}", highlight=False)
+        if result.metrics:
+            save_results(folder, result.metrics)
+        for name in _worth_printing(result.metrics):
+            console.print(f"  {name:36} {result.metrics[name]:.4f}", highlight=False)
+        console.print(f"{result.step} steps in {result.seconds:.0f} s; run in {folder}", highlight=False)
+    return result
+
+
+def _worth_printing(metrics: dict[str, float]) -> list[str]:
+    return [name for name in metrics if name.endswith(("top1", "mean_recall"))]
+
+
+def show_dry_run(recipe: Recipe) -> None:
+    """Build everything, make two steps that change nothing, and print what the run would cost."""
+    with _process_group(recipe):
+        with _feature_progress(True) as on_progress:
+            built = build(recipe, on_progress=on_progress)
+            stream = built.stream()
+        report = dry_run(built.model, recipe.objective, stream, recipe.train, seed=recipe.seed)
+        if not distributed.is_main():
+            return
+    wrong = f", {int(built.noise.mismatched.sum()):,} wrong" if isinstance(built.noise, CaptionAssignment) else ""
+    rows = {
+        "training pairs": f"{len(built.source):,}{wrong}; {len(built.source.ledger)} unusable",
+        "image tower": f"{report.image_tower.total:,} parameters, {report.image_tower.trainable:,} trainable",
+        "text tower": f"{report.text_tower.total:,} parameters, {report.text_tower.trainable:,} trainable",
+        "scale, bias, shared": f"{report.other.total:,} parameters",
+        "device, precision": f"{report.device}, {report.precision}",
+        "steps": f"{report.total_steps:,} of {recipe.train.batch_size:,} pairs",
+        "loss of the first batch": f"{report.loss:.4f} nats",
+        "one step": f"{report.step_seconds:.3f} s ({report.samples_per_second:,.0f} pairs/s)",
+        "all steps": _duration(report.total_seconds),
+        "peak memory": f"{report.peak_mib:,.0f} MiB",
+    }
+    table = Table(title="Dry run: nothing was written", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"about {hours} h {minutes} min" if hours else f"about {minutes} min {rest} s"
+
+
+@contextlib.contextmanager
+def _process_group(recipe: Recipe) -> Iterator[None]:
+    device = recipe.train.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    distributed.initialise(device)
+    try:
+        yield
+    finally:
+        distributed.shutdown()
+
+
+@contextlib.contextmanager
+def _feature_progress(shown: bool) -> Iterator[OnProgress | None]:
+    """Show a bar while frozen features are computed, which a cached run never does."""
+    console = Console(stderr=True)
+    if not shown or not distributed.is_main() or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("frozen features"), BarColumn(), TextColumn("{task.completed:,} of {task.total:,}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        yield update

@@ -1,0 +1,33 @@
+"""Training: the loop, its steps, checkpoints, logs."""
+
+from __future__ import annotations
+
+from troth.train.checkpoint import Checkpoints, Position, load, load_model, read_position
+from troth.train.dry_run import DryRunReport, PartSize, dry_run
+from troth.train.loop import LEDGER_NAME, Evaluate, TrainConfig, Trainer, TrainResult
+from troth.train.optimizer import OptimizerConfig, ScheduleConfig
+from troth.train.runlog import LOG_NAME, RunLog, read_log
+from troth.train.step import StepReport, TrainStep
+
+__all__ = [
+    "LEDGER_NAME",
+    "LOG_NAME",
+    "Checkpoints",
+    "DryRunReport",
+    "Evaluate",
+    "OptimizerConfig",
+    "PartSize",
+    "Position",
+    "RunLog",
+    "ScheduleConfig",
+    "StepReport",
+    "TrainConfig",
+    "TrainResult",
+    "TrainStep",
+    "Trainer",
+    "dry_run",
+    "load",
+    "load_model",
+    "read_log",
+    "read_position",
+]

@@ -1,0 +1,59 @@
+"""When a run may begin in a folder, and when it may go on there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from troth.errors import UserError
+from troth.train.checkpoint import Position
+from troth.train.runlog import LOG_NAME
+
+logger = logging.getLogger("troth")
+
+#: What a resumed run must have in common with its checkpoint, with the place where the user sets it.
+_SAME = {
+    "fingerprint": ("data", "the data set's content"),
+    "batch_size": ("train.batch_size", "the batch size"),
+    "total_steps": ("train.epochs", "the number of steps"),
+    "seed": ("seed", "the seed"),
+}
+
+
+def holds_run(folder: Path) -> bool:
+    """Say whether a run has begun in ``folder``."""
+    return (folder / "checkpoints").exists() or (folder / LOG_NAME).exists()
+
+
+def check_can_resume(saved: Position, current: Position, path: Path) -> None:
+    """Make sure that the run described by ``current`` is the one that wrote the checkpoint at ``path``.
+
+    What changes the course of the run is refused. What changes only the last bits (how many ranks, threads, which
+    versions of the libraries) is reported in the log of the program.
+
+    Raises:
+        UserError: if it is another run.
+    """
+    for name, (where, what) in _SAME.items():
+        before, now = getattr(saved, name), getattr(current, name)
+        if before != now:
+            raise UserError(
+                f"{what} was {_short(before)} when {path.name} was written and is {_short(now)} now",
+                where=where,
+                remedy="resume with what the run began with, or start a new run",
+            )
+    changed = [
+        f"{name} {before} -> {now}"
+        for name, before, now in (
+            ("ranks", saved.world_size, current.world_size),
+            ("threads", saved.threads, current.threads),
+            *((name, saved.versions.get(name), now) for name, now in current.versions.items()),
+        )
+        if before != now
+    ]
+    if changed:
+        logger.warning("resuming, but not bit for bit: %s", ", ".join(changed))
+
+
+def _short(value: object) -> object:
+    return value[:12] if isinstance(value, str) else value

@@ -1,0 +1,190 @@
+"""One step of training, from a batch to new weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from troth import distributed
+from troth.data.loader import LoadedBatch
+from troth.encoders.contrastive import ContrastiveModel, Features
+from troth.objectives.base import Objective
+from troth.similarity import Pairs
+from troth.state import State
+from troth.train import accumulate
+from troth.train.optimizer import set_learning_rate, trainable_parameters
+from troth.train.parallel import replicate
+from troth.train.randomness import seed_step
+from troth.types import Batch
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step was like, over all ranks.
+
+    Attributes:
+        loss: the mean loss, in nats.
+        positive_similarity: the mean unscaled similarity of the given pairs.
+        gradient_norm: the global norm before clipping.
+        loss_matched: the mean loss of the pairs not known to be wrong, if some pairs are known to be wrong.
+        loss_mismatched: the mean loss of the pairs known to be wrong (injected noise); None if there were none.
+        positive_similarity_matched: the similarity that belongs to ``loss_matched``.
+        positive_similarity_mismatched: the similarity that belongs to ``loss_mismatched``.
+    """
+
+    loss: float
+    positive_similarity: float
+    gradient_norm: float
+    loss_matched: float | None = None
+    loss_mismatched: float | None = None
+    positive_similarity_matched: float | None = None
+    positive_similarity_mismatched: float | None = None
+
+
+class NonFiniteStepError(Exception):
+    """A step was given up before the optimiser saw it.
+
+    Attributes:
+        what: ``"loss"`` or ``"gradient norm"``.
+        losses: ``(B,)`` losses of this rank's pairs.
+    """
+
+    def __init__(self, what: str, losses: Float[Tensor, " B"]) -> None:
+        super().__init__(what)
+        self.what = what
+        self.losses = losses
+
+
+class TrainStep:
+    """Makes training steps.
+
+    .. code-block:: text
+
+        batch -> towers (autocast) -> features -> pairs -> (B,) losses -> mean -> backward -> mean over ranks
+              -> clip -> AdamW -> clamp the scale
+
+    Args:
+        model: the model, on its device; wrapped for several ranks at the first step.
+        objective: gives one loss a pair.
+        state: what the objective remembers about each pair.
+        optimizer: over the model's trainable parameters.
+        seed: the run's seed, for the towers' random draws (dropout).
+        gradient_clip: the largest global gradient norm, or None.
+        micro_batch_size: rows the towers take at once on each rank, or None for all.
+        precision: what the towers are autocast to, or None.
+        channels_last: whether pictures go to the towers in channels-last layout.
+    """
+
+    def __init__(
+        self,
+        model: ContrastiveModel,
+        objective: Objective,
+        state: State,
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int = 0,
+        gradient_clip: float | None = None,
+        micro_batch_size: int | None = None,
+        precision: torch.dtype | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.state = state
+        self.optimizer = optimizer
+        self.seed = seed
+        self.gradient_clip = math.inf if gradient_clip is None else gradient_clip
+        self.micro_batch_size = micro_batch_size
+        self.precision = precision
+        self.channels_last = channels_last
+        self._parameters = [parameter for _, parameter in trainable_parameters(model)]
+        self._replica: nn.Module | None = None
+
+    def __call__(self, loaded: LoadedBatch, step: int, learning_rate: float) -> StepReport:
+        """Make step number ``step`` (the first is 0) with this rank's rows of a batch.
+
+        Raises:
+            NonFiniteStepError: on every rank alike, before the optimiser has changed a weight, if the loss of any rank
+                or the gradient is not finite.
+        """
+        batch = loaded.batch.to(self._parameters[0].device, channels_last=self.channels_last)
+        if self._replica is None:
+            sample = batch.slice(0, self.micro_batch_size or len(batch))
+            self._replica = replicate(self.model, sample, self.precision)
+        self.optimizer.zero_grad(set_to_none=True)
+        seed_step(self.seed, step, distributed.rank())
+        sums: list[float] = []
+
+        def losses_of(features: Features) -> Tensor:
+            pairs = Pairs(
+                features.image,
+                features.text,
+                features.scale,
+                features.bias,
+                index=batch.index,
+                geometry=self.model.geometry,
+            )
+            losses = self.objective(pairs, self.state)
+            sums.extend(_sums(losses.detach(), pairs, loaded.mismatched))
+            if not math.isfinite(sums[1]):
+                raise NonFiniteStepError("loss", losses.detach())
+            return losses
+
+        losses = accumulate.backward(
+            self._replica,
+            batch,
+            losses_of,
+            micro_batch_size=self.micro_batch_size,
+            precision=self.precision,
+        )
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip))
+        if not math.isfinite(norm):
+            raise NonFiniteStepError("gradient norm", losses)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.model.clamp_scale()
+        return _report(sums, norm)
+
+
+@torch.no_grad()
+def _sums(losses: Float[Tensor, " B"], pairs: Pairs, mismatched: Bool[Tensor, " B"]) -> list[float]:
+    """Return, over all ranks: pairs, their loss, their similarity; then the same of the mismatched pairs."""
+    wrong = mismatched.to(losses)
+    similarity = pairs.positive_similarities().detach().to(losses)
+    parts = [
+        torch.ones_like(losses).sum(),
+        losses.sum(),
+        similarity.sum(),
+        wrong.sum(),
+        # Not a product: a mismatched pair's 0 must not become NaN through an infinite loss elsewhere.
+        losses.masked_fill(wrong == 0, 0.0).sum(),
+        (similarity * wrong).sum(),
+    ]
+    return [float(value) for value in distributed.sum_over_ranks(torch.stack(parts)).tolist()]
+
+
+def _report(sums: list[float], gradient_norm: float) -> StepReport:
+    pairs, loss, similarity, wrong, wrong_loss, wrong_similarity = sums
+    right = pairs - wrong
+    return StepReport(
+        loss=loss / pairs,
+        positive_similarity=similarity / pairs,
+        gradient_norm=gradient_norm,
+        loss_matched=(loss - wrong_loss) / right if wrong and right else None,
+        loss_mismatched=wrong_loss / wrong if wrong else None,
+        positive_similarity_matched=(similarity - wrong_similarity) / right if wrong and right else None,
+        positive_similarity_mismatched=wrong_similarity / wrong if wrong else None,
+    )
+
+
+def rows_of(batch: Batch, losses: Float[Tensor, " B"]) -> list[dict[str, float | int | None]]:
+    """Return, over all ranks in order, every pair's sample id and loss (None where it is not finite)."""
+    rows: list[dict[str, float | int | None]] = [
+        {"sample_id": int(sample), "loss": float(loss) if math.isfinite(loss) else None}
+        for sample, loss in zip(batch.index.tolist(), losses.tolist(), strict=True)
+    ]
+    return [row for rank_rows in distributed.all_gather_objects(rows) for row in rank_rows]

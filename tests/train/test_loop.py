@@ -1,0 +1,246 @@
+"""The loop: what it learns, what it writes, how it stops, how it goes on."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.train.small import SmallEncoder, SmallStream, small_config, small_model
+from troth.data.ledger import Ledger, LedgerEntry
+from troth.encoders.contrastive import ContrastiveModel
+from troth.errors import NonFiniteLossError, UserError
+from troth.objectives.infonce import InfoNCE
+from troth.train import Checkpoints, OptimizerConfig, ScheduleConfig, Trainer, read_log, read_position
+
+
+def trainer(folder: Path, *, model: ContrastiveModel | None = None, stream: SmallStream | None = None, **arguments):
+    stream = stream or SmallStream()
+    config = small_config(batch_size=stream.batch_size, **arguments.pop("config", {}))
+    model = model or small_model()
+    return Trainer(model, InfoNCE(), stream, config=config, folder=folder, progress=False, **arguments)
+
+
+def without_clock(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if name != "samples_per_second"} for record in records]
+
+
+def test_it_learns_and_says_so(tmp_path: Path) -> None:
+    model = small_model(bias=True)
+    result = trainer(tmp_path, model=model, stream=SmallStream(mismatched=5), config={"epochs": 12}).run()
+    records = read_log(tmp_path, "train")
+    assert [record["step"] for record in records] == list(range(1, 61))
+    assert [record["epoch"] for record in records] == [1 + step // 5 for step in range(60)]
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert result.step == 60
+    assert result.checkpoint == tmp_path / "checkpoints" / "step-00000060"
+    last = records[-1]
+    assert last["scale"] == pytest.approx(model.scale.item())
+    assert last["bias"] == model.bias.item()
+    assert last["samples_per_second"] > 0
+    assert last["gradient_norm"] > 0
+    with_noise = next(record for record in records if "loss_mismatched" in record)
+    assert min(with_noise["loss_matched"], with_noise["loss_mismatched"]) <= with_noise["loss"]
+    assert max(with_noise["loss_matched"], with_noise["loss_mismatched"]) >= with_noise["loss"]
+    assert -1 <= with_noise["positive_similarity_mismatched"] <= 1
+
+
+def test_the_learning_rate_is_the_schedules(tmp_path: Path) -> None:
+    schedule = ScheduleConfig(warmup_steps=4, final_fraction=0.2)
+    trainer(tmp_path, config={"schedule": schedule}).run()
+    rates = [record["learning_rate"] for record in read_log(tmp_path, "train")]
+    assert rates == pytest.approx([1e-2 * schedule.factor(step, 15) for step in range(15)])
+
+
+def test_a_step_is_a_plain_pytorch_step(tmp_path: Path) -> None:
+    stream, model, plain = SmallStream(), small_model(), small_model()
+    config = OptimizerConfig(learning_rate=1e-2, gradient_clip=0.5)
+    trainer(tmp_path, model=model, stream=stream, config={"epochs": 1, "optimizer": config}).run()
+    optimizer = config.build(plain)
+    for step in range(5):
+        index = stream.indices(step)
+        features = plain(stream.image[index], stream.text[index])
+        logits = features.scale * features.image @ features.text.T
+        labels = torch.arange(8)
+        loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 1e-2 * ScheduleConfig(
+            warmup_steps=3
+        ).factor(step, 5)
+        optimizer.step()
+        plain.clamp_scale()
+    for name, values in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], values, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_scale_never_exceeds_its_cap(tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(99.0))
+    trainer(tmp_path, model=model, config={"optimizer": OptimizerConfig(learning_rate=0.5)}).run()
+    assert max(record["scale"] for record in read_log(tmp_path, "train")) <= 100.0001
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_seed_gives_the_same_bits(tmp_path: Path, precision: str) -> None:
+    def run(name: str, seed: int) -> bytes:
+        torch.rand(seed + len(name))  # whatever the process did before
+        model = small_model(dropout=0.3)
+        result = trainer(tmp_path / name, model=model, seed=seed, config={"precision": precision}).run()
+        return (result.checkpoint / "model.safetensors").read_bytes()
+
+    assert run("one", 1) == run("again", 1)
+    assert without_clock(read_log(tmp_path / "one")) == without_clock(read_log(tmp_path / "again"))
+    assert run("other", 2) != run("yet another", 1)
+    assert read_log(tmp_path / "one")[0]["loss"] != read_log(tmp_path / "other")[0]["loss"]
+
+
+def test_evaluation_picks_the_best_and_resumes_know_it(tmp_path: Path) -> None:
+    scores = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.0}
+
+    def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        torch.rand(7)
+        return {"recall": scores[epoch], "other": math.nan}
+
+    arguments = {"evaluate": evaluate, "best_metric": "recall", "config": {"epochs": 5, "keep_last": 1}}
+    result = trainer(tmp_path, **arguments).run()
+    assert (result.best_step, result.best_value, result.metrics["recall"]) == (10, 0.9, 0.0)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000025"]
+    assert [(r["epoch"], r["recall"], r["other"]) for r in read_log(tmp_path, "evaluate")] == [
+        (epoch, score, None) for epoch, score in scores.items()
+    ]
+    assert Checkpoints(tmp_path / "checkpoints").best() == tmp_path / "checkpoints" / "step-00000010"
+    again = trainer(tmp_path, **arguments).run(resume=True)  # nothing is left to do
+    assert (again.best_step, again.best_value, again.step) == (10, 0.9, 25)
+    assert len(read_log(tmp_path, "evaluate")) == 5
+
+
+def test_evaluating_changes_nothing_in_training(tmp_path: Path) -> None:
+    def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
+        return {"noise": float(torch.rand(()))}
+
+    for name, function in (("with", evaluate), ("without", None)):
+        trainer(tmp_path / name, model=small_model(dropout=0.3), evaluate=function).run()
+    losses = [[r["loss"] for r in read_log(tmp_path / name, "train")] for name in ("with", "without")]
+    assert losses[0] == losses[1]
+
+
+def test_an_evaluation_without_the_deciding_metric_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no metric 'recal'.*one of: recall"):
+        trainer(tmp_path, evaluate=lambda model, epoch: {"recall": 1.0}, best_metric="recal").run()
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+def test_a_loss_that_is_not_finite_stops_the_run_with_everything_saved(tmp_path: Path, micro: int | None) -> None:
+    model, stream = small_model(), SmallStream(poison=17)
+    bad_step = next(step for step in range(5) if 17 in stream.indices(step))
+    message = rf"the loss of step {bad_step + 1} is not finite.*batch\.json.*learning rate"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer(tmp_path, model=model, stream=stream, config={"micro_batch_size": micro}).run()
+    folder = tmp_path / "checkpoints" / f"non-finite-step-{bad_step + 1:08d}"
+    pairs = json.loads((folder / "batch.json").read_text())["pairs"]
+    assert [pair["sample_id"] for pair in pairs] == stream.indices(bad_step).tolist()
+    assert next(pair["loss"] for pair in pairs if pair["sample_id"] == 17) is None
+    assert read_position(folder).step == bad_step
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert read_log(tmp_path)[-1]["event"] == "non-finite"
+
+
+class _Exploding(nn.Module):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features.register_hook(lambda gradient: gradient * math.inf)
+        return features
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    encoder = SmallEncoder()
+    encoder.image_tower.append(_Exploding())
+    model = small_model(encoder=encoder)
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match="the gradient norm of step 1 is not finite"):
+        trainer(tmp_path, model=model).run()
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, before[name])
+
+
+def test_what_batches_skip_is_written_once(tmp_path: Path) -> None:
+    entry = LedgerEntry("b.png", "corrupt-image", "truncated")
+    indexed = LedgerEntry("a.png", "missing-file")
+    for resume in (False, True):
+        trainer(tmp_path, stream=SmallStream(skipped=(entry,)), ledger=Ledger([indexed])).run(resume=resume)
+        assert list(Ledger.read(tmp_path / "ledger.jsonl")) == [indexed, entry]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    with pytest.raises(UserError, match=r"holds a run already.*resume it"):
+        trainer(tmp_path).run()
+
+
+def test_a_batch_larger_than_the_data_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.batch_size: a batch of 50 is larger than the data set of 40"):
+        trainer(tmp_path, stream=SmallStream(batch_size=50))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stream": SmallStream(batch_size=4), "config": {"epochs": 1}}, "batch size was 8"),
+        ({"config": {"epochs": 4}}, "number of steps was 15 .* is 20 now"),
+        ({"seed": 3}, "seed was 0"),
+        ({"stream": type("Other", (SmallStream,), {"fingerprint": "e" * 64})()}, "data set's content was ffffffffffff"),
+    ],
+)
+def test_another_run_is_not_resumed(tmp_path: Path, changes: dict, message: str) -> None:
+    trainer(tmp_path).run()
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path, **changes).run(resume=True)
+
+
+def test_resuming_with_other_threads_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path, config={"epochs": 1}).run()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with caplog.at_level(logging.WARNING, logger="troth"):
+            trainer(tmp_path, config={"epochs": 1}).run(resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"not bit for bit: threads {threads} -> {threads + 1}" in caplog.text
+
+
+class _Convolution(SmallEncoder):
+    """Makes a picture of the features, so that layouts and BatchNorm's buffers matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Conv2d(5, 3, 3, padding=1))
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        return self.image_tower(self.stem(image.view(-1, 3, 2, 2)).flatten(1))
+
+
+def test_channels_last_resumes_exactly(tmp_path: Path) -> None:
+    class Stopping(SmallStream):
+        def batches(self, start_step: int, stop_step: int):
+            yield from super().batches(start_step, min(stop_step, 7))
+            raise InterruptedError
+
+    def run(folder: Path, stream: SmallStream, **arguments) -> bytes:
+        config = {"channels_last": True, "checkpoint_every_steps": 2}
+        torch.manual_seed(0)
+        model = small_model(encoder=_Convolution())
+        result = trainer(folder, model=model, stream=stream, config=config).run(**arguments)
+        return (result.checkpoint / "model.safetensors").read_bytes()
+
+    whole = run(tmp_path / "whole", SmallStream())
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "parts", Stopping())
+    assert run(tmp_path / "parts", SmallStream(), resume=True) == whole
