@@ -163,7 +163,7 @@ def emoji_jobs(npm: Path, variants: Sequence[emoji.Variant], dropped: Counter[st
     places = emoji.Pictures(npm)
     jobs: list[Job] = []
     for variant in variants:
-        for style in emoji.STYLES if variant.tone is None else ("noto", "twemoji"):
+        for style in emoji.STYLES if variant.tone is None else emoji.TRAIN_STYLES:
             job = places.job(style, variant.hexcode)
             if job is None:
                 dropped[f"{style}: not in this style"] += 1
@@ -239,10 +239,10 @@ def emoji_samples(
 ) -> Iterator[tuple[str, Sample]]:
     """The samples of one emoji with their splits: toned forms are for training only."""
     if variant.tone is None:
-        yield "style-shift", emoji_sample(variant, "openmoji", pictures, held_out=held_out)
-    elif held_out or any(f"{style}-{variant.hexcode}" not in pictures for style in ("noto", "twemoji")):
+        yield "style-shift", emoji_sample(variant, emoji.TEST_STYLE, pictures, held_out=held_out)
+    elif held_out or any(f"{style}-{variant.hexcode}" not in pictures for style in emoji.TRAIN_STYLES):
         return
-    for style in ("noto", "twemoji"):
+    for style in emoji.TRAIN_STYLES:
         yield "concept" if held_out else "train", emoji_sample(variant, style, pictures)
 
 

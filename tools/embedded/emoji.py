@@ -13,7 +13,10 @@ from typing import Any
 
 from render import Job
 
-STYLES = ("noto", "twemoji", "openmoji")
+#: Twemoji is the style never trained on: see "Which style is unseen" in the README.
+TRAIN_STYLES = ("noto", "openmoji")
+TEST_STYLE = "twemoji"
+STYLES = (*TRAIN_STYLES, TEST_STYLE)
 LICENSES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0"}
 MARGINS = {"noto": 1, "twemoji": 4, "openmoji": 0}  # pixels; Noto and OpenMoji have a margin of their own
 COMPONENTS = 2  # the emojibase group of skin tones and hair, which are no concepts

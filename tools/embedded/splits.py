@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 
 import numpy as np
-from emoji import STYLES, Variant
+from emoji import STYLES, TRAIN_STYLES, Variant
 from numpy.typing import NDArray
 from openclipart import Drawing
 from render import THUMBNAIL_SIDE, Picture
@@ -41,7 +41,7 @@ def concept_families(concepts: Sequence[Variant], pictures: Mapping[str, Picture
         return node
 
     for concept in concepts:
-        digests = {pictures[f"{style}-{concept.hexcode}"].digest for style in ("noto", "twemoji")}
+        digests = {pictures[f"{style}-{concept.hexcode}"].digest for style in TRAIN_STYLES}
         for link in concept.families | digests:
             parent[root(link)] = root(concept.concept)
     members: defaultdict[str, list[str]] = defaultdict(list)

@@ -70,21 +70,40 @@ def _records(file: BinaryIO, delimiter: str) -> Iterator[list[str] | str]:
     An unbalanced quote would make the csv reader swallow everything up to the next quote. So after an error the file
     is set back to the line after the one the broken record began with. Blank lines are not records.
     """
-    while True:
-        start = file.tell()
-        first = file.readline()
-        if not first:
-            return
-        if not first.strip(b"\r\n"):
-            continue
-        after_first = file.tell()
-        file.seek(start)
-        lines = (line.decode("utf-8", "surrogateescape") for line in iter(file.readline, b""))
-        try:
-            yield next(csv.reader(lines, delimiter=delimiter, strict=True))
-        except csv.Error as error:
-            file.seek(after_first)
-            yield str(error)
+    position = file.tell()
+    while first := file.readline():
+        lines = _Lines(file, first)
+        if first.strip(b"\r\n"):
+            try:
+                yield next(csv.reader(lines, delimiter=delimiter, strict=True))
+            except csv.Error as error:
+                lines.size = len(first)
+                file.seek(position + lines.size)
+                yield str(error)
+        position += lines.size
+
+
+class _Lines:
+    """The lines of one record: the one already read, then as many as the csv reader asks for."""
+
+    def __init__(self, file: BinaryIO, first: bytes) -> None:
+        self._file = file
+        self._next = first
+        self.size = len(first)
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._next
+        if line:
+            self._next = b""
+        else:
+            line = self._file.readline()
+            self.size += len(line)
+        if not line:
+            raise StopIteration
+        return line.decode("utf-8", "surrogateescape")
 
 
 def _json_rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[Row | LedgerEntry]:
