@@ -8,7 +8,6 @@ what the call needs *extra*, whoever allocated it.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -63,10 +62,3 @@ def measure(prepare: Callable[..., Callable[[], Any]], *arguments: Any, repeats:
                 raise RuntimeError(f"{prepare.__name__}{arguments} ended with exit code {process.exitcode}") from None
     process.join()
     return result
-
-
-def machine() -> str:
-    """Describe the machine in a few words, without naming it."""
-    flags = Path("/proc/cpuinfo").read_text()
-    extensions = [name for name, flag in (("AVX-512", "avx512f"), ("AMX bf16", "amx_bf16")) if flag in flags]
-    return f"{os.cpu_count()}-core x86-64" + "".join(f", {name}" for name in extensions)

@@ -1,6 +1,6 @@
 """Streamed InfoNCE and sigmoid losses against open_clip's, forward and backward: seconds and extra peak memory.
 
-    python -m benchmarks.similarity [--quick]
+    python -m benchmarks.similarity [--quick] [--save]
 
 ``--quick`` stops at B = 4,096. The goals: at B = 16,384 and D = 512 in float32 at most a tenth of ClipLoss's memory and
 no more of its time; B = 65,536 in less than 3 GiB (no peer there: its logits alone would be 2 x 16 GiB).
@@ -8,14 +8,13 @@ no more of its time; B = 65,536 in less than 3 GiB (no peer there: its logits al
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import measure
-from benchmarks.table import Record, report
+from benchmarks.table import Record, arguments, report, save
 from troth.objectives import InfoNCE, Sigmoid
 from troth.similarity import Pairs
 from troth.state import State
@@ -58,9 +57,8 @@ def open_clips(kind: str, size: int) -> Callable[[], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="B = 1,024 and 4,096 only")
-    quick = parser.parse_args().quick
+    options = arguments(__doc__ or "").parse_args()
+    quick = options.quick
     records: list[Record] = []
     for size in (1024, 4096) if quick else (4096, 16384):
         for kind, peer in (("infonce", "open_clip ClipLoss"), ("sigmoid", "open_clip SigLipLoss")):
@@ -75,6 +73,8 @@ def main() -> None:
         records.append(Record(f"infonce B=65536 D={DIM}", "seconds", alone.seconds, None, None))
         records.append(Record(f"infonce B=65536 D={DIM}", "peak_mib", alone.peak_mib, None, None))
     report("Streamed losses, forward + backward, float32", records)
+    if options.save:
+        save("similarity", "python -m benchmarks.similarity", options.save, records)
 
 
 if __name__ == "__main__":

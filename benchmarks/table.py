@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,21 @@ def save(name: str, command: str, machine: str, records: Sequence[Record]) -> No
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with what every benchmark may take: ``--quick`` and ``--save MACHINE``."""
+    """A parser with what every benchmark may take: ``--quick`` and ``--save``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller version, for trying it out")
-    parser.add_argument("--save", metavar="MACHINE", help="keep the result, with this description of the machine")
+    parser.add_argument(
+        "--save",
+        nargs="?",
+        const=machine(),
+        metavar="MACHINE",
+        help="keep the result under benchmarks/results, with this description of the machine (found out by default)",
+    )
     return parser
+
+
+def machine() -> str:
+    """Describe the machine in a few words, without naming it."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    extensions = [name for name, flag in (("AVX-512", "avx512f"), ("AMX bf16", "amx_bf16")) if flag in flags]
+    return ", ".join([f"{os.cpu_count()}-core {platform.machine()}", *extensions])

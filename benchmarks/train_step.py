@@ -1,6 +1,6 @@
 """A whole training step of a small open_clip model: ours against a bare loop with open_clip's ClipLoss.
 
-    python -m benchmarks.train_step [--quick]
+    python -m benchmarks.train_step [--quick] [--save]
 
 Both train the same towers with the same AdamW on the same random batch. Ours is the step that ``troth train`` makes:
 finite-loss checks, the figures of the log and the gradient norm included. The bare loop is forward, ClipLoss, backward,
@@ -10,7 +10,6 @@ drifts drifts for both; the ratio is that of the medians.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -18,7 +17,7 @@ import time
 import torch
 from open_clip.loss import ClipLoss
 
-from benchmarks.table import Record, report
+from benchmarks.table import Record, arguments, report, save
 from troth.data import LoadedBatch
 from troth.encoders import ContrastiveModel, Small
 from troth.geometry import Sphere
@@ -42,6 +41,7 @@ def compare(batch_size: int, steps: int, precision: torch.dtype | None) -> tuple
         precision=precision,
     )
     peer = config.build(seed=0).clip.train()
+    peer.logit_scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # ours keeps it outside the towers
     optimizer = optimizer_config.build(peer)
     loss_function = ClipLoss()
 
@@ -49,9 +49,7 @@ def compare(batch_size: int, steps: int, precision: torch.dtype | None) -> tuple
     size = ours.encoder.image_size
     image = torch.randn(batch_size, 3, size, size, generator=generator)
     text = ours.encoder.tokenize([f"a drawing of number {number}" for number in range(batch_size)])
-    loaded = LoadedBatch(
-        Batch(torch.arange(batch_size), image, text), (), torch.zeros(batch_size, dtype=torch.bool)
-    )
+    loaded = LoadedBatch(Batch(torch.arange(batch_size), image, text), (), torch.zeros(batch_size, dtype=torch.bool))
 
     def bare_step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -77,15 +75,16 @@ def compare(batch_size: int, steps: int, precision: torch.dtype | None) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller batches, fewer steps")
-    quick = parser.parse_args().quick
+    options = arguments(__doc__ or "").parse_args()
+    quick = options.quick
     records = []
     for batch_size in (64,) if quick else (256, 1024):
         for name, precision in (("float32", None), ("bfloat16", torch.bfloat16)):
             ours, peer = compare(batch_size, 3 if quick else 9, precision)
             records.append(Record(f"small ViT B={batch_size} {name}", "seconds", ours, peer, "bare loop, ClipLoss"))
     report("One training step", records)
+    if options.save:
+        save("train_step", "python -m benchmarks.train_step", options.save, records)
 
 
 if __name__ == "__main__":

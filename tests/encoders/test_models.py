@@ -24,9 +24,7 @@ from troth.encoders import (
 from troth.errors import UserError
 from troth.geometry import Sphere
 
-TINY = Small(
-    image_size=32, patch_size=16, embed_dim=32, vision_width=64, vision_layers=1, text_width=64, text_layers=1
-)
+TINY = Small(image_size=32, patch_size=16, embed_dim=32, vision_width=64, vision_layers=1, text_width=64, text_layers=1)
 TINY_TIMM = Timm(
     name="test_resnet", image_size=32, embed_dim=32, text_width=64, text_layers=1, text_heads=1, context_length=16
 )

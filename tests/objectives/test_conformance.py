@@ -40,7 +40,7 @@ def losses(objective: Objective, image: Tensor, text: Tensor, scale: Tensor, bia
 
 @pytest.fixture(params=OBJECTIVES, ids=lambda c: c.__name__)
 def objective(request: pytest.FixtureRequest) -> Iterator[Objective]:
-    yield request.param()
+    return request.param()
 
 
 def test_every_objective_has_a_reference_loop() -> None:

@@ -43,4 +43,3 @@ def generalized_ce(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | No
 
 #: One reference for each member of ``troth.objectives.ObjectiveConfig``.
 REFERENCES = {"infonce": infonce, "sigmoid": sigmoid, "generalized_ce": generalized_ce}
-

@@ -76,3 +76,14 @@ def test_lower_is_better_turns_the_verdict() -> None:
 )
 def test_durations_are_for_people(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_ceiling_is_shown_but_never_the_winner() -> None:
+    methods = (
+        method("plain", "InfoNCE", 0.20, 9.0, 0.01),
+        method("robust", "Robust", 0.30, 9.0, 0.01),
+        dataclasses.replace(method("clean", "Clean", 0.40, 9.0, 0.01), ceiling=True),
+    )
+    data = dataclasses.replace(report(), methods=methods)
+    assert headline(data).endswith("Robust is better by 10.0 ± 1.4 points, 50% of the way to Clean (40.0%).")
+    assert [cell.best for cell in table_rows(data)[0].cells] == [False, True, False]

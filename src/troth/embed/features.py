@@ -138,9 +138,7 @@ def frozen_features(
         return None if on_progress is None else lambda done, _: on_progress(offset + done, total)
 
     def encode_images() -> CacheEntry:
-        batches = picture_batches(
-            source, image_encoder.transform, image_encoder.image_size, _PICTURES, num_workers
-        )
+        batches = picture_batches(source, image_encoder.transform, image_encoder.image_size, _PICTURES, num_workers)
         return collect_images(len(source), batches, image_encoder.encode_pixels, image_encoder.dim, report(0))
 
     images = cache.get_or_compute(

@@ -69,9 +69,7 @@ def _inference(model: ContrastiveModel, precision: Precision) -> Iterator[torch.
 
 
 def _in_chunks(encode: Callable[[Tensor], Tensor], features: Tensor, dim: int) -> Tensor:
-    chunks = [
-        encode(features[start : start + _FEATURE_ROWS]) for start in range(0, len(features), _FEATURE_ROWS)
-    ]
+    chunks = [encode(features[start : start + _FEATURE_ROWS]) for start in range(0, len(features), _FEATURE_ROWS)]
     return torch.cat(chunks) if chunks else torch.empty(0, dim)
 
 
@@ -192,9 +190,7 @@ def embed_texts(
         return _in_chunks(lambda rows: model.embed_text(rows.to(device)).cpu(), inputs, encoder.embed_dim)
 
 
-def _embed_features(
-    model: ContrastiveModel, features: FrozenFeatures, precision: Precision
-) -> SourceEmbeddings:
+def _embed_features(model: ContrastiveModel, features: FrozenFeatures, precision: Precision) -> SourceEmbeddings:
     encoder = model.encoder
     assert isinstance(encoder, HeadsEncoder)
     for field, found, expected in (

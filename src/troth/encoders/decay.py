@@ -55,8 +55,5 @@ def no_decay(module: nn.Module) -> set[str]:
     return {
         name
         for name, parameter in module.named_parameters()
-        if name in exempt
-        or parameter.ndim < 2
-        or name.rpartition(".")[2] in _EXEMPT_NAMES
-        or _NORM_NAME.search(name)
+        if name in exempt or parameter.ndim < 2 or name.rpartition(".")[2] in _EXEMPT_NAMES or _NORM_NAME.search(name)
     }

@@ -127,9 +127,7 @@ def timm_tower(name: str, image_size: int, weights: str | Path | None) -> ImageT
     if must_resize(network, name, image_size):
         network.set_input_size(image_size)
     data = timm_data_config(network)
-    return ImageTower(
-        network, dim, weights_hash, tuple(data["mean"]), tuple(data["std"]), str(data["interpolation"])
-    )
+    return ImageTower(network, dim, weights_hash, tuple(data["mean"]), tuple(data["std"]), str(data["interpolation"]))
 
 
 @contextlib.contextmanager

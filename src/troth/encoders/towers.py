@@ -162,9 +162,7 @@ def assemble(model_cfg: dict[str, Any]) -> Any:
 
     with quiet_open_clip():
         clip = open_clip.CLIP(**model_cfg)
-    open_clip.set_model_preprocess_cfg(
-        clip, asdict(PreprocessCfg(size=model_cfg["vision_cfg"]["image_size"]))
-    )
+    open_clip.set_model_preprocess_cfg(clip, asdict(PreprocessCfg(size=model_cfg["vision_cfg"]["image_size"])))
     return clip
 
 

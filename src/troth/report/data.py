@@ -87,6 +87,8 @@ class MethodResult:
         name: short and unique.
         label: what people read.
         explanation: one or two sentences about the method.
+        ceiling: whether it was given what the others lack (the pairs without noise, say): shown beside them, but never
+            called the best.
         metrics: metric name to estimate.
         differences: metric name to the paired difference from the report's baseline, where it was computed; without it
             the difference is shown with the error of two independent results.
@@ -103,6 +105,7 @@ class MethodResult:
     name: str
     label: str
     explanation: str = ""
+    ceiling: bool = False
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     differences: Mapping[str, Estimate] = field(default_factory=dict)
     loss_curve: Curve = field(default_factory=Curve)

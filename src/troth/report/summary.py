@@ -58,7 +58,11 @@ def headline(data: ReportData) -> str:
     metric, reference = data.metrics[0], data.reference
     name = metric.label if not metric.group else f"{metric.group}, {_lower_first(metric.label)}"
     values = {method.name: method.metrics.get(metric.name) for method in data.methods}
-    others = [method for method in data.methods if method is not reference and values[method.name] is not None]
+    others = [
+        method
+        for method in data.methods
+        if method is not reference and not method.ceiling and values[method.name] is not None
+    ]
     own = values[reference.name]
     if own is None or not others:
         return f"{name}: {show(own, metric)}." if own is not None else ""
@@ -70,7 +74,20 @@ def headline(data: ReportData) -> str:
     change = f"{cell.delta.lstrip('+−')}{' ' + cell.delta_error if cell.delta_error else ''}{points}"
     if cell.verdict == "unclear":
         return f"{name}: {against}. A difference of {change} is within two standard errors: no clear winner."
-    return f"{name}: {against}. {best.label} is {cell.verdict or 'different'} by {change}."
+    return f"{name}: {against}. {best.label} is {cell.verdict or 'different'} by {change}{_gap_closed(data, best)}."
+
+
+def _gap_closed(data: ReportData, method: MethodResult) -> str:
+    """Say how much of the way from the baseline to a ceiling a better method goes, by the first metric."""
+    name, reference = data.metrics[0].name, data.reference
+    ceiling = next((other for other in data.methods if other.ceiling and name in other.metrics), None)
+    if ceiling is None:
+        return ""
+    whole = ceiling.metrics[name].value - reference.metrics[name].value
+    part = method.metrics[name].value - reference.metrics[name].value
+    if whole == 0 or part / whole <= 0:
+        return ""
+    return f", {part / whole:.0%} of the way to {ceiling.label} ({show(ceiling.metrics[name], data.metrics[0])})"
 
 
 def difference(data: ReportData, method: MethodResult, metric: Metric) -> Estimate | None:
@@ -113,7 +130,7 @@ def _cell(data: ReportData, method: MethodResult, metric: Metric, best: float | 
     return Cell(
         value=_digits(own.value, metric),
         error=_error(own, metric),
-        best=best is not None and own.value == best,
+        best=best is not None and own.value == best and not method.ceiling,
         delta=_signed(change.value, metric) if change else "",
         delta_error=_error(change, metric) if change else "",
         verdict=_verdict(change, metric) if change else "",
@@ -121,7 +138,11 @@ def _cell(data: ReportData, method: MethodResult, metric: Metric, best: float | 
 
 
 def _best(data: ReportData, metric: Metric) -> float | None:
-    values = [method.metrics[metric.name].value for method in data.methods if metric.name in method.metrics]
+    values = [
+        method.metrics[metric.name].value
+        for method in data.methods
+        if metric.name in method.metrics and not method.ceiling
+    ]
     if len(values) < 2:
         return None
     return max(values) if metric.higher_is_better else min(values)

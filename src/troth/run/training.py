@@ -49,7 +49,7 @@ def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None,
                 remedy=f"troth train --resume {folder}, or choose another --out",
             )
         # Everything that a user may have got wrong is built before the folder is made.
-        with _feature_progress(progress) as on_progress:
+        with feature_progress(progress) as on_progress:
             built = build(recipe, frozen=frozen, on_progress=on_progress)
             trainer = _trainer(built, folder, progress=progress)
         if distributed.is_main():
@@ -68,7 +68,7 @@ def resume(folder: Path, *, progress: bool = True) -> TrainResult:
     """
     recipe = read_recipe(folder)
     with _process_group(recipe):
-        with _feature_progress(progress) as on_progress:
+        with feature_progress(progress) as on_progress:
             trainer = _trainer(build(recipe, on_progress=on_progress), folder, progress=progress)
         return _finish(trainer, folder, resume=True)
 
@@ -117,7 +117,7 @@ def _worth_printing(metrics: dict[str, float]) -> list[str]:
 def show_dry_run(recipe: Recipe) -> None:
     """Build everything, make two steps that change nothing, and print what the run would cost."""
     with _process_group(recipe):
-        with _feature_progress(True) as on_progress:
+        with feature_progress(True) as on_progress:
             built = build(recipe, on_progress=on_progress)
             stream = built.stream()
         report = dry_run(built.model, recipe.objective, stream, recipe.train, seed=recipe.seed)
@@ -161,7 +161,7 @@ def _process_group(recipe: Recipe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _feature_progress(shown: bool) -> Iterator[OnProgress | None]:
+def feature_progress(shown: bool) -> Iterator[OnProgress | None]:
     """Show a bar while frozen features are computed, which a cached run never does."""
     console = Console(stderr=True)
     if not shown or not distributed.is_main() or not console.is_terminal:
