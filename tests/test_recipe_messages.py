@@ -99,7 +99,7 @@ BUILDING = [
     ("heads-infonce", ["model.image_encoder=vgg"], ["model.image_encoder", "efficientnet-lite0"]),
     ("open-clip", ["data.source={kind='embedded'}", "model.name=ViT-B-33"], ["model.name", "ViT-B-32"]),
     ("open-clip", ["data.source={kind='embedded'}", "model.pretrained=lion"], ["model.pretrained", "laion"]),
-    ("small-infonce", ["train.batch_size=100000"], ["batch_size", "use at most 8978"]),
+    ("small-infonce", ["train.batch_size=100000"], ["batch_size", "train.batch_size: a batch of 100000"]),
 ]
 
 

@@ -59,7 +59,7 @@ METRICS = (
     Metric(
         "concept/held_out/top1",
         "top-1 of held-out names",
-        "The same pictures, against the 212 held-out names only.",
+        "The same pictures, against the 213 held-out names only.",
         group="Zero-shot, unseen concepts",
     ),
     Metric(

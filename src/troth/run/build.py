@@ -66,6 +66,10 @@ class Built:
         Raises:
             UserError: if the batch is larger than the data, or cannot be divided among the ranks.
         """
+        with at("train"):
+            return self._stream(ledger)
+
+    def _stream(self, ledger: Ledger | None) -> BatchStream:
         ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         size, seed = self.recipe.train.batch_size, self.recipe.seed
         if self.frozen is None:
