@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from troth import cli
+from troth import recipe as recipes
 from troth.audit import AuditTable
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "yellow": (230, 220, 40)}
@@ -126,6 +127,9 @@ def test_evaluate_writes_standard_errors(run: Path, capsys: pytest.CaptureFixtur
     call("evaluate", str(run), "--checkpoint", "last")
     record = json.loads((run / "evaluation.json").read_text())
     assert record["num_queries"]["colour"] == 48
+    for task in recipes.load(run / "recipe.toml").evaluation.tasks:
+        measured = {name.partition("/")[2] for name in record["metrics"] if name.startswith(f"{task.name}/")}
+        assert measured == set(task.metric_names())
     assert 0 <= record["metrics"]["colour/top1"] <= 1
     assert "colour/top1" in record["standard_errors"] or record["metrics"]["colour/top1"] in (0, 1)
     assert "mean_recall" in capsys.readouterr().out

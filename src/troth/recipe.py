@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import tomli_w
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from troth.data import EmbeddedSource, Noise, SourceConfig
@@ -61,6 +61,19 @@ class EvaluationConfig:
         RetrievalTask(name="retrieval", source=EmbeddedSource(split="retrieval")),
     )
     best: str | None = None
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> EvaluationConfig:
+        names = [task.name for task in self.tasks]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"two tasks are called {repeated[0]!r}: give each a name of its own")
+        known = [f"{task.name}/{metric}" for task in self.tasks for metric in task.metric_names()]
+        if self.best is not None and self.best not in known:
+            close = difflib.get_close_matches(self.best, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known) or 'there are no tasks'}"
+            raise ValueError(f"best names no metric of the tasks, {self.best!r}: {hint}")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -47,6 +47,10 @@ class ZeroShotTask:
     templates: tuple[str, ...] = ("{}",)
     topk: Cutoffs = (1, 5)
 
+    def metric_names(self) -> tuple[str, ...]:
+        """Return what :meth:`run` measures (fewer cut-offs if there are fewer classes)."""
+        return (*(f"top{k}" for k in self.topk), "mean_class_accuracy")
+
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
         source = self.source.open()
@@ -79,6 +83,11 @@ class ConceptTask:
     templates: tuple[str, ...] = ("{}",)
     topk: Cutoffs = (1, 5)
 
+    def metric_names(self) -> tuple[str, ...]:
+        """Return what :meth:`run` measures (fewer cut-offs if there are fewer classes)."""
+        names = (*(f"top{k}" for k in self.topk), "mean_class_accuracy")
+        return tuple(f"{part}/{name}" for part in ("held_out", "all") for name in names)
+
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
         source, others = self.source.open(), self.names_source.open()
@@ -107,6 +116,11 @@ class RetrievalTask:
     source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="retrieval"))
     captions: Annotated[int, Field(gt=0)] | None = 1
     k: Cutoffs = (1, 5, 10)
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Return what :meth:`run` measures (fewer cut-offs if there are fewer candidates)."""
+        names = (*(f"recall@{k}" for k in self.k), "mrr", "median_rank")
+        return (*(f"{way}/{name}" for way in ("image_to_text", "text_to_image") for name in names), "mean_recall")
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model. Pictures with an equal caption are one group: any of them answers it."""
