@@ -68,7 +68,7 @@ MISTAKES = [
     (["model.dropout=1.0"], ["model.dropout", "less than 1"]),
     (['evaluation.tasks=[{kind="retrieval", name="a/b"}]'], ["evaluation.tasks.0.name", "not 'a/b'"]),
     (['evaluation.tasks=[{kind="retrieval", k=[0]}]'], ["evaluation.tasks.0.k.0", "greater than 0"]),
-    (["evaluation.best=style-shift/top2"], ["evaluation", "best names no metric", "did you mean 'style-shift/top1'?"]),
+    (["evaluation.best=style-shift/top2"], ["evaluation", "best names no metric", "did you mean 'style-shift/top5'?"]),
     (["evaluation={tasks=[], best='x/top1'}"], ["evaluation", "best names no metric", "there are no tasks"]),
     (
         ['evaluation.tasks=[{kind="retrieval"}, {kind="retrieval"}]'],

@@ -11,6 +11,7 @@ gradients over ranks, as DistributedDataParallel does, then yields exactly the g
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,11 @@ def initialise(device: torch.device | str = "cpu") -> None:
     """Join the process group that ``torchrun`` describes in the environment; do nothing when there is none."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) <= 1 or dist.is_initialized():
         return
-    dist.init_process_group(backend="nccl" if torch.device(device).type == "cuda" else "gloo")
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # object collectives go through this device
+    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    # The others wait while rank 0 computes features or evaluates; torchrun ends them all if it dies meanwhile.
+    dist.init_process_group(backend=backend, timeout=timedelta(hours=12))
 
 
 def shutdown() -> None:
@@ -118,13 +123,13 @@ def sum_and_scatter(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logsumexp_over_ranks(values: Tensor) -> Tensor:
-    """Combine per-rank partial log-sum-exps ``(N,)`` into those over all ranks' rows."""
+def max_over_ranks(values: Tensor) -> Tensor:
+    """Return the elementwise maximum over ranks (a new tensor)."""
     if not _active():
         return values
-    parts = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.logsumexp(torch.stack(parts), dim=0)
+    largest = values.detach().clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
 
 
 class _GatherRows(torch.autograd.Function):

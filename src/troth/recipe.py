@@ -20,7 +20,7 @@ import tomli_w
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from troth.data import EmbeddedSource, Noise, SourceConfig
+from troth.data import EmbeddedSource, Noise, SourceConfig, atomic_path
 from troth.encoders import Heads, ModelConfig, ScaleConfig
 from troth.errors import UserError
 from troth.evaluate.tasks import ConceptTask, RetrievalTask, TaskConfig, ZeroShotTask
@@ -155,9 +155,8 @@ def to_toml(recipe: Recipe) -> str:
 
 def save(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_toml(recipe), encoding="utf-8")
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(to_toml(recipe), encoding="utf-8")
 
 
 def _map_leaves(node: Any, change: Callable[[Any], Any]) -> Any:

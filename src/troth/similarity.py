@@ -12,8 +12,8 @@ it asks of :class:`Pairs`, which forms the matrix one tile at a time, reduces it
 Two ways through the matrix:
 
 * a *fused pass* reduces every row and every column in one sweep, with the gradient written out by hand
-  (:meth:`Pairs.log_sum_exp`, :meth:`Pairs.softplus_sums`): two products forward in the dense way become one, and with
-  several ranks each forms only its own rows against all columns, yet every column is reduced completely;
+  (:meth:`Pairs.cross_entropy`, :meth:`Pairs.binary_cross_entropy`): two products forward in the dense way become one,
+  and with several ranks each forms only its own rows against all columns, yet every column is reduced completely;
 * :meth:`Pairs.row_losses` hands *complete rows* to any function of the objective's and recomputes them in the
   backward pass.
 """
@@ -51,82 +51,130 @@ class TwoWay(NamedTuple):
     text: Float[Tensor, " B"]
 
 
+#: Rows and columns, within a tile, of the positives that lie in it: two index tensors of one length.
+Positives = tuple[Tensor, Tensor]
+
+
 def _tiles(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
 
 
 class _Reduction(Protocol):
-    """How a fused pass folds logits into one number a row and one a column."""
+    """How a fused pass folds logits into one loss a row and one a column.
 
-    @staticmethod
-    def empty(length: int, like: Tensor) -> Tensor:
-        """Return the reduction of no logits at all, ``length`` times."""
+    The positive of a row or column is taken from the same tile as its negatives: the rounding of the product that made
+    them is then the same, and cancels where a pair fits well and its loss is small.
+    """
+
+    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+        """Return the folded state of no logits at all, ``length`` times."""
         ...
 
-    @staticmethod
-    def fold(rows: Tensor, columns: Tensor, tile: Tensor, row: slice, column: slice) -> None:
-        """Fold ``tile`` into ``rows[row]`` and ``columns[column]``, in place; may overwrite ``tile``."""
+    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], tile: Tensor, positives: Positives) -> None:
+        """Fold ``tile`` into views of the state of its rows and columns, in place; may overwrite ``tile``."""
         ...
 
-    @staticmethod
-    def over_ranks(columns: Tensor) -> Tensor:
-        """Combine every rank's partial column reductions."""
+    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Combine every rank's partial column states."""
         ...
 
-    @staticmethod
-    def gradient(tile: Tensor, rows: Tensor, columns: Tensor, row_gradient: Tensor, column_gradient: Tensor) -> Tensor:
+    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+        """Return one loss for each folded row (or column)."""
+        ...
+
+    def gradient(
+        self,
+        tile: Tensor,
+        rows: tuple[Tensor, ...],
+        columns: tuple[Tensor, ...],
+        row_gradient: Tensor,
+        column_gradient: Tensor,
+        positives: Positives,
+    ) -> Tensor:
         """Return the derivative with respect to the logits of ``tile``; may overwrite ``tile``."""
         ...
 
 
-class _LogSumExp:
-    """``log sum exp``; its derivative is the softmax."""
+class _CrossEntropy:
+    """``log sum exp - positive``, kept as the largest logit, the sum of exponentials below it, and the positive."""
 
-    @staticmethod
-    def empty(length: int, like: Tensor) -> Tensor:
-        return like.new_full((length,), -torch.inf)
+    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+        return like.new_full((length,), -torch.inf), like.new_zeros(length), like.new_zeros(length)
 
-    @staticmethod
-    def fold(rows: Tensor, columns: Tensor, tile: Tensor, row: slice, column: slice) -> None:
-        row_max = tile.amax(dim=1)
-        column_max = tile.amax(dim=0)
-        shifted = tile - row_max[:, None]
-        row_part = shifted.exp_().sum(dim=1).log_().add_(row_max)
-        column_part = tile.sub_(column_max).exp_().sum(dim=0).log_().add_(column_max)
-        rows[row] = torch.logaddexp(rows[row], row_part)
-        columns[column] = torch.logaddexp(columns[column], column_part)
+    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], tile: Tensor, positives: Positives) -> None:
+        at_row, at_column = positives
+        rows[2][at_row] = columns[2][at_column] = tile[at_row, at_column]
+        for (largest, total, _), dim in ((rows, 1), (columns, 0)):
+            new = torch.maximum(largest, tile.amax(dim=dim))
+            shifted = tile - new.unsqueeze(dim) if dim == 1 else tile.sub_(new)  # the second sweep may use the tile up
+            total.mul_((largest - new).exp_()).add_(shifted.exp_().sum(dim=dim))
+            largest.copy_(new)
 
-    @staticmethod
-    def over_ranks(columns: Tensor) -> Tensor:
-        return distributed.logsumexp_over_ranks(columns)
+    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        largest, total, positive = columns
+        overall = distributed.max_over_ranks(largest)
+        return overall, distributed.sum_over_ranks(total * (largest - overall).exp()), positive
 
-    @staticmethod
-    def gradient(tile: Tensor, rows: Tensor, columns: Tensor, row_gradient: Tensor, column_gradient: Tensor) -> Tensor:
-        row_softmax = (tile - rows[:, None]).exp_().mul_(row_gradient[:, None])
-        return tile.sub_(columns).exp_().mul_(column_gradient).add_(row_softmax)
+    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+        largest, total, positive = state
+        return (largest - positive) + total.log()
+
+    def gradient(
+        self,
+        tile: Tensor,
+        rows: tuple[Tensor, ...],
+        columns: tuple[Tensor, ...],
+        row_gradient: Tensor,
+        column_gradient: Tensor,
+        positives: Positives,
+    ) -> Tensor:
+        at_row, at_column = positives
+        row_softmax = (tile - rows[0][:, None]).exp_().mul_((1 / rows[1])[:, None])
+        row_softmax[at_row, at_column] -= 1
+        column_softmax = tile.sub_(columns[0]).exp_().mul_(1 / columns[1])
+        column_softmax[at_row, at_column] -= 1
+        return column_softmax.mul_(column_gradient).add_(row_softmax.mul_(row_gradient[:, None]))
 
 
-class _SoftplusSum:
-    """``sum log(1 + exp(.))``; its derivative is the logistic function."""
+class _BinaryCrossEntropy:
+    """``sum log(1 + exp(-z l))`` with ``z = 1`` for the positive and -1 for the others."""
 
-    @staticmethod
-    def empty(length: int, like: Tensor) -> Tensor:
-        return like.new_zeros(length)
+    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+        return (like.new_zeros(length),)
 
-    @staticmethod
-    def fold(rows: Tensor, columns: Tensor, tile: Tensor, row: slice, column: slice) -> None:
+    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], tile: Tensor, positives: Positives) -> None:
+        tile[positives] *= -1
         softplus = F.softplus(tile)
-        rows[row] += softplus.sum(dim=1)
-        columns[column] += softplus.sum(dim=0)
+        rows[0].add_(softplus.sum(dim=1))
+        columns[0].add_(softplus.sum(dim=0))
 
-    @staticmethod
-    def over_ranks(columns: Tensor) -> Tensor:
-        return distributed.sum_over_ranks(columns)
+    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (distributed.sum_over_ranks(columns[0]),)
 
-    @staticmethod
-    def gradient(tile: Tensor, rows: Tensor, columns: Tensor, row_gradient: Tensor, column_gradient: Tensor) -> Tensor:
-        return tile.sigmoid_().mul_(row_gradient[:, None] + column_gradient)
+    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+        return state[0].clone()
+
+    def gradient(
+        self,
+        tile: Tensor,
+        rows: tuple[Tensor, ...],
+        columns: tuple[Tensor, ...],
+        row_gradient: Tensor,
+        column_gradient: Tensor,
+        positives: Positives,
+    ) -> Tensor:
+        tile[positives] *= -1
+        gradient = tile.sigmoid_().mul_(row_gradient[:, None] + column_gradient)
+        gradient[positives] *= -1
+        return gradient
+
+
+def _positives(row: slice, column: slice, offset: int, device: torch.device) -> Positives:
+    """Return where the positives (row ``i``, column ``offset + i``) lie in the tile ``[row, column]``."""
+    start, stop = max(row.start, column.start - offset), min(row.stop, column.stop - offset)
+    own = torch.arange(start, max(start, stop), device=device)
+    return own - row.start, own + offset - column.start
 
 
 class _FusedPass(torch.autograd.Function):
@@ -140,32 +188,37 @@ class _FusedPass(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor | None,
         geometry: Geometry,
-        reduction: type[_Reduction],
+        reduction: _Reduction,
         tile: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         all_text = distributed.gather(text)
-        rows = reduction.empty(len(image), like=image)
-        columns = reduction.empty(len(all_text), like=image)
+        rows = reduction.start(len(image), like=image)
+        columns = reduction.start(len(all_text), like=image)
+        offset = distributed.rank() * len(image)
         for row in _tiles(len(image), tile[0]):
             for column in _tiles(len(all_text), tile[1]):
                 logits = geometry.similarity(image[row], all_text[column]).mul_(scale)
                 if bias is not None:
                     logits.add_(bias)
-                reduction.fold(rows, columns, logits, row, column)
+                positives = _positives(row, column, offset, image.device)
+                reduction.fold(_views(rows, row), _views(columns, column), logits, positives)
         columns = reduction.over_ranks(columns)
-        ctx.save_for_backward(image, text, scale, bias, rows, columns)
+        ctx.save_for_backward(image, text, scale, bias, *rows, *columns)
         ctx.geometry, ctx.reduction, ctx.tile = geometry, reduction, tile
-        return rows, distributed.own_rows(columns).clone()
+        own = tuple(distributed.own_rows(part) for part in columns)
+        return reduction.losses(rows), reduction.losses(own)
 
     @staticmethod
     def backward(ctx: Any, row_gradient: Tensor, column_gradient: Tensor) -> tuple[Any, ...]:
-        image, text, scale, bias, rows, columns = ctx.saved_tensors
+        image, text, scale, bias, *state = ctx.saved_tensors
+        rows, columns = tuple(state[: len(state) // 2]), tuple(state[len(state) // 2 :])
         all_text = distributed.gather(text)
         all_column_gradient = distributed.gather(column_gradient)
         image_gradient = torch.zeros_like(image)
         all_text_gradient = torch.zeros_like(all_text)
         scale_gradient = torch.zeros((), dtype=image.dtype, device=image.device)
         bias_gradient = torch.zeros((), dtype=image.dtype, device=image.device)
+        offset = distributed.rank() * len(image)
         for row in _tiles(len(image), ctx.tile[0]):
             for column in _tiles(len(all_text), ctx.tile[1]):
                 similarity = ctx.geometry.similarity(image[row], all_text[column])
@@ -173,7 +226,12 @@ class _FusedPass(torch.autograd.Function):
                 if bias is not None:
                     logits.add_(bias)
                 gradient = ctx.reduction.gradient(
-                    logits, rows[row], columns[column], row_gradient[row], all_column_gradient[column]
+                    logits,
+                    _views(rows, row),
+                    _views(columns, column),
+                    row_gradient[row],
+                    all_column_gradient[column],
+                    _positives(row, column, offset, image.device),
                 )
                 scale_gradient += torch.dot(gradient.flatten(), similarity.flatten())
                 if bias is not None:
@@ -190,6 +248,10 @@ class _FusedPass(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _views(state: tuple[Tensor, ...], part: slice) -> tuple[Tensor, ...]:
+    return tuple(values[part] for values in state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +292,6 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.image)
 
-    @property
-    def num_columns(self) -> int:
-        """How many samples the whole batch has, over all ranks."""
-        return len(self) * distributed.world_size()
-
     def _without_autocast(self) -> torch.autocast:
         return torch.autocast(self.image.device.type, enabled=False)
 
@@ -247,12 +304,7 @@ class Pairs:
         with self._without_autocast():
             return self.geometry.paired_similarity(self.image, self.text)
 
-    def positive_logits(self) -> Float[Tensor, " B"]:
-        """Return ``logits[i, i]`` of every given pair."""
-        with self._without_autocast():
-            return self._logits(self.positive_similarities())
-
-    def _fused(self, reduction: type[_Reduction]) -> TwoWay:
+    def _fused(self, reduction: _Reduction) -> TwoWay:
         with self._without_autocast():
             rows, columns = cast(
                 tuple[Tensor, Tensor],
@@ -268,19 +320,29 @@ class Pairs:
             )
         return TwoWay(rows, columns)
 
-    def log_sum_exp(self) -> TwoWay:
-        """Return ``log sum_j exp(logits[i, j])`` over all captions, and ``log sum_i exp(logits[i, j])`` over images.
+    def cross_entropy(self) -> TwoWay:
+        """Return how surprising each pair is, both ways, in nats.
 
-        The positive is part of both sums. Differentiable; one fused pass.
+        .. code-block:: text
+
+            image[i] = log sum_j exp(logits[i, j]) - logits[i, i]           j over all captions
+            text[i]  = log sum_j exp(logits[j, i]) - logits[i, i]           j over all images
+
+        The probability of the given pair is ``exp`` of the negative. Differentiable; one fused pass.
         """
-        return self._fused(_LogSumExp)
+        return self._fused(_CrossEntropy())
 
-    def softplus_sums(self) -> TwoWay:
-        """Return ``sum_j log(1 + exp(logits[i, j]))`` over all captions, and likewise over all images.
+    def binary_cross_entropy(self) -> TwoWay:
+        """Return the summed losses of yes-or-no questions, both ways, in nats.
 
-        The positive is part of both sums. Differentiable; one fused pass.
+        .. code-block:: text
+
+            image[i] = sum_j log(1 + exp(-z_ij logits[i, j]))     z_ij = 1 if i = j else -1,  j over all captions
+            text[i]  = sum_j log(1 + exp(-z_ij logits[j, i]))     j over all images
+
+        Differentiable; one fused pass.
         """
-        return self._fused(_SoftplusSum)
+        return self._fused(_BinaryCrossEntropy())
 
     def row_losses(
         self, function: Callable[[Float[Tensor, "b N"], Int64[Tensor, " b"]], Float[Tensor, " b"]], side: Side

@@ -120,3 +120,43 @@ def test_reading_reports_the_samples_key(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(SampleError, match=r"a\.jpg: missing-file"):
         source.read_image(0)
+
+
+def test_lone_surrogates_in_a_captions_file(tmp_path: Path) -> None:
+    write_all(tmp_path, {"0.jpg": jpeg(0), "1.jpg": jpeg(1)})
+    (tmp_path / "all.json").write_text(r'{"0.jpg": "fine", "1.jpg": "\ud800", "2\ud800.jpg": "b"}')
+    source = FolderSource(path=str(tmp_path), captions_file="all.json").open()
+    assert len(source) == 1
+    assert entries(source.ledger) == {("1.jpg", "bad-encoding"), (r"2\xed\xa0\x80.jpg", "missing-file")}
+
+
+def test_only_regular_files_of_sane_size_are_read_as_captions(tmp_path: Path) -> None:
+    write_all(tmp_path, {f"{number}.jpg": jpeg(number) for number in range(4)})
+    write_all(tmp_path, {"0.txt": b"fine", "1.txt": b"a" * ((1 << 20) + 1), "2.txt": b"a" * (1 << 20)})
+    os.mkfifo(tmp_path / "3.txt")
+    os.mkfifo(tmp_path / "all.json")
+    source = FolderSource(path=str(tmp_path)).open()
+    assert [source.key(index) for index in range(len(source))] == ["0.jpg", "2.jpg"]
+    assert entries(source.ledger) == {("1.jpg", "broken-member"), ("3.jpg", "missing-file")}
+    with pytest.raises(UserError, match=r"captions_file: .*all\.json cannot be read: not a regular file"):
+        FolderSource(path=str(tmp_path), captions_file="all.json").open()
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not JSON"):
+        FolderSource(path=str(tmp_path), captions_file="deep.json").open()
+
+
+def test_a_subfolder_that_cannot_be_listed_is_in_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all(tmp_path, {"0.jpg": jpeg(0), "0.txt": b"fine", "in/deep/1.jpg": jpeg(1), "in/deep/1.txt": b"lost"})
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    # Not by its mode, which means nothing to root.
+    monkeypatch.setattr(os, "scandir", refusing)
+    source = FolderSource(path=str(tmp_path)).open()
+    assert len(source) == 1
+    assert [(each.key, each.reason) for each in source.ledger] == [("in/deep", "missing-file")]
+    assert "Permission denied" in next(iter(source.ledger)).detail

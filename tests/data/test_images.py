@@ -3,14 +3,24 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
 from tests.data.planted import encoded, jpeg, picture
-from troth.data import SampleError, decode
+from troth.data import ImageTransform, SampleError, decode
 from troth.data.images import MAX_PIXELS
+
+Reader = Callable[[bytes], Image.Image]
+#: What must tell a broken picture from a whole one.
+READERS: dict[str, Reader] = {
+    "decode": decode,
+    "evaluation": ImageTransform(image_size=16).pixels,
+    "training": ImageTransform(image_size=16, train=True).pixels,
+}
+every_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 
 
 def colour(image: Image.Image) -> tuple[int, ...]:
@@ -93,18 +103,36 @@ def test_a_large_jpeg_is_decoded_smaller_but_never_below_what_is_needed() -> Non
     assert np.abs(small - full).mean() < 1.0
 
 
+@every_reader
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_broken_images_are_sample_errors(form: str) -> None:
+def test_broken_images_are_sample_errors(form: str, reader: Reader) -> None:
     data = encoded(picture(2, (200, 150)), form)
     for broken in (data[: len(data) // 2], data[:11], b"\x00" + data[1:], b"not an image at all"):
         with pytest.raises(SampleError) as caught:
-            decode(broken)
+            reader(broken)
         assert caught.value.reason == "corrupt-image"
-    assert decode(data).size == (200, 150)
+    assert reader(data).size == ((200, 150) if reader is decode else (16, 16))
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_flipped_bytes_never_raise_anything_else() -> None:
+@pytest.mark.parametrize("name", ["evaluation", "training"])
+def test_a_transform_finds_every_damage_to_a_png_that_decoding_finds(name: str) -> None:
+    data = encoded(picture(2, (200, 150)), "PNG")
+    found = 0
+    for place in np.linspace(data.index(b"IDAT") + 4, data.index(b"IEND") - 12, 40).astype(int):
+        hurt = data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+        try:
+            decode(hurt)
+        except SampleError as error:
+            found += 1
+            with pytest.raises(SampleError) as caught:
+                READERS[name](hurt)
+            assert caught.value.reason == error.reason  # noqa: PT017 - either outcome of decoding is right here
+    assert found > 10
+
+
+@every_reader
+def test_flipped_bytes_never_raise_anything_else(reader: Reader) -> None:
     rng = np.random.default_rng(0)
     outcomes: set[str] = set()
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000"):
@@ -113,7 +141,7 @@ def test_flipped_bytes_never_raise_anything_else() -> None:
             hurt = data.copy()
             hurt[rng.integers(0, len(data), size=3)] = rng.integers(0, 256, size=3)
             try:
-                outcomes.add(decode(hurt.tobytes()).mode)
+                outcomes.add(reader(hurt.tobytes()).mode)
             except SampleError as error:
                 outcomes.add(error.reason)
     assert {"RGB", "corrupt-image"} <= outcomes <= {"RGB", "corrupt-image", "image-too-large"}
@@ -131,6 +159,14 @@ def png_header(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_transform_refuses_a_bomb_before_it_is_decoded(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(SampleError) as caught:
+        ImageTransform(train=train, max_pixels=50_000_000).pixels(png_header(10_000, 10_000))
+    assert caught.value.reason == "image-too-large"
 
 
 @pytest.mark.parametrize("side", [10_000, 14_000, 60_000])
@@ -157,3 +193,18 @@ def test_a_progressive_bomb_does_not_hide_behind_a_draft() -> None:
     with pytest.raises(SampleError) as caught:
         decode(giant, minimum_size=224)
     assert caught.value.reason == "image-too-large"
+
+
+def test_several_scans_do_not_hide_behind_a_draft_either() -> None:
+    data = encoded(Image.new("RGB", (1600, 1600)), "JPEG")
+    assert decode(data, minimum_size=200, max_pixels=100_000).size == (200, 200)
+    scan = data.index(b"\xff\xda\x00\x0c\x03")
+    # A baseline picture whose first scan names one of its three components.
+    split = data[:scan] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + data[scan + 14 :]
+    for read in (
+        lambda: decode(split, minimum_size=200, max_pixels=100_000),
+        lambda: ImageTransform(image_size=200, max_pixels=100_000).pixels(split),
+    ):
+        with pytest.raises(SampleError) as caught:
+            read()
+        assert caught.value.reason == "image-too-large"

@@ -28,7 +28,7 @@ def check(assignment: CaptionAssignment, source: IndexedSource, reserve: Indexed
     """What must hold of any static noise."""
     for index, (caption, wrong) in enumerate(zip(assignment.caption_of, assignment.mismatched, strict=True)):
         own, given_ = set(source.captions(index)), texts(source, reserve, int(caption))
-        assert wrong == (own != given_)
+        assert wrong == own.isdisjoint(given_)
         assert own.isdisjoint(given_) if caption != index else not wrong
 
 
@@ -136,6 +136,19 @@ def test_foreign_captions_come_once_each_from_the_reserve(
     assert (used >= len(rows)).all()
 
 
+def test_the_captions_of_the_reserve_are_part_of_the_identity(tmp_path: Path) -> None:
+    source = caption_source([[f"{number}"] for number in range(10)])
+    reserves = [caption_source([[f"{word} {number}"] for number in range(10)]) for word in ("one", "other", "one")]
+    drawn = [Noise(fraction=0.5, partners="foreign").draw(source, 0, reserve) for reserve in reserves]
+    assert np.array_equal(drawn[0].caption_of, drawn[1].caption_of)
+    assert drawn[0].identity != drawn[1].identity
+    assert drawn[0].identity == drawn[2].identity
+    drawn[0].save(tmp_path / "noise.npz")
+    loaded = CaptionAssignment.load(tmp_path / "noise.npz")
+    assert loaded.identity == drawn[0].identity
+    assert loaded.reserve_fingerprint == reserves[0].fingerprint
+
+
 def test_foreign_noise_needs_a_reserve_that_is_large_enough() -> None:
     source = caption_source([[f"{number}"] for number in range(10)])
     with pytest.raises(UserError, match=r"noise\.reserve: foreign captions need a reserve"):
@@ -165,6 +178,9 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     assert np.array_equal(loaded.mismatched, assignment.mismatched)
     with pytest.raises(UserError, match="another data set"):
         CaptionAssignment.load(tmp_path / "noise.npz", "other")
+    old = {name: getattr(assignment, name) for name in ("caption_of", "mismatched", "fingerprint")}
+    np.savez_compressed(tmp_path / "old.npz", **old)
+    assert CaptionAssignment.load(tmp_path / "old.npz", source.fingerprint).identity == assignment.identity
     (tmp_path / "bad.npz").write_bytes(b"PK rubbish")
     for name in ("bad.npz", "none.npz"):
         with pytest.raises(UserError, match=name):
@@ -199,9 +215,23 @@ def test_batch_noise_between_equal_captions_is_no_mismatch() -> None:
     index = np.arange(10)
     caption_of, mismatched = noise.draw(index, 0)
     assert (caption_of != index).all()
-    expected = [set(source.captions(int(c))) != set(source.captions(i)) for i, c in enumerate(caption_of)]
+    expected = [set(source.captions(int(c))).isdisjoint(source.captions(i)) for i, c in enumerate(caption_of)]
     assert mismatched.tolist() == expected
     assert not mismatched.all()
+
+
+def test_batch_noise_between_overlapping_captions_is_no_mismatch() -> None:
+    source = caption_source([["a", "b"], ["b", "c"], ["c", "a"], ["x"], ["y", "x"], ["z"]])
+    noise = Noise(fraction=1.0, mode="batch").bind(source, 0)
+    index = np.arange(6)
+    seen = set()
+    for step in range(20):
+        caption_of, mismatched = noise.draw(index, step)
+        for row, (caption, wrong) in enumerate(zip(caption_of.tolist(), mismatched.tolist(), strict=True)):
+            assert wrong == set(source.captions(caption)).isdisjoint(source.captions(row))
+            assert noise.replaced(-1, row, caption) == (caption, wrong)
+            seen.add(wrong)
+    assert seen == {False, True}
 
 
 def test_batch_noise_of_the_other_partners() -> None:

@@ -48,13 +48,13 @@ def test_replacements_are_new_to_the_batch_and_reach_everything(num_samples: int
 
 @pytest.mark.parametrize("batch_size", [0, -1, 11])
 def test_a_batch_that_does_not_fit_is_a_user_error(batch_size: int) -> None:
-    with pytest.raises(UserError, match="batch_size"):
+    with pytest.raises(UserError, match=r"train\.batch_size"):
         Plan(10, batch_size, 0)
 
 
 def test_rank_rows() -> None:
     assert [rank_rows(8, rank, 4) for rank in range(4)] == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
-    with pytest.raises(UserError, match="multiple of 3"):
+    with pytest.raises(UserError, match=r"train\.batch_size.*multiple of 3"):
         rank_rows(8, 0, 3)
 
 

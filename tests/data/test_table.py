@@ -9,6 +9,7 @@ import pytest
 
 from tests.data.planted import entries, jpeg, write_all
 from troth.data import IndexedSource, SampleError, TableSource
+from troth.data.table import _blob
 from troth.errors import UserError
 
 
@@ -156,3 +157,50 @@ def test_user_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: d
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         TableSource(**options).open()
+
+
+def test_lone_surrogates_in_json_lines(tmp_path: Path) -> None:
+    write_all(tmp_path, {"0.jpg": jpeg(0)})
+    lines = [
+        r'{"image": "0.jpg", "caption": "fine", "id": "0", "kind": "x\ud800"}',
+        r'{"image": "0.jpg", "caption": "fine", "id": "1\ud800", "kind": "x"}',
+        r'{"image": "2\ud800.jpg", "caption": "fine", "id": "2", "kind": "x"}',
+        r'{"image": "0.jpg", "caption": "\ud800", "id": "3", "kind": "x"}',
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    source = TableSource(path=str(tmp_path / "t.jsonl"), key_column="id", category_column="kind").open()
+    assert rows(source) == [("0", ("fine",))]
+    assert source.category(0) == r"x\xed\xa0\x80"
+    bad = "bad-encoding"
+    assert entries(source.ledger) == {(r"1\xed\xa0\x80", bad), ("2", bad), ("3", bad)}
+
+
+def test_a_relative_root_of_another_working_folder_is_another_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all(tmp_path, {"a/pics/0.jpg": jpeg(0), "b/pics/0.jpg": jpeg(1)})
+    (tmp_path / "t.csv").write_text(f"image,caption\n{tmp_path}/a/pics/0.jpg,the first\n")
+    table = TableSource(path=str(tmp_path / "t.csv"), image_root="pics")
+    monkeypatch.chdir(tmp_path / "a")
+    assert table.open().read_image(0) == jpeg(0)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(UserError, match="leads out of"):
+        table.open()
+
+
+def test_an_empty_blob_may_be_removed_by_another_process(tmp_path: Path) -> None:
+    with _blob(tmp_path / "blob"):
+        pass
+    assert not list(tmp_path.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        replace = Path.replace
+        patch.setattr(Path, "replace", lambda self, target: replace(self, target).unlink())
+        with _blob(tmp_path / "blob"):
+            pass
+
+
+def test_a_cache_that_cannot_be_written_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_all(tmp_path, {"0.jpg": jpeg(0), "t.csv": b"image,caption\n0.jpg,a\n"})
+    monkeypatch.setenv("TROTH_CACHE", str(tmp_path / "t.csv"))
+    with pytest.raises(UserError, match=r"t\.csv/tables: the cache folder cannot be written to.*set TROTH_CACHE"):
+        TableSource(path=str(tmp_path / "t.csv")).open()

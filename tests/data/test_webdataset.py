@@ -12,6 +12,7 @@ import pytest
 
 from tests.data.planted import entries, jpeg, pairs, tar_bytes
 from troth.data import IndexedSource, SampleError, TarSource
+from troth.data.files import CacheWriter, cache_file
 from troth.data.tars import BLOCK
 from troth.data.webdataset import expand_braces, shard_names
 from troth.errors import UserError
@@ -269,3 +270,98 @@ def test_braces_and_names() -> None:
     ]
     assert expand_braces("plain.tar") == ["plain.tar"]
     assert shard_names(["x/a.tar", "y/a.tar.gz", "y/b.tgz"]) == ["x/a", "y/a", "y/b"]
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (f'{{"caption": "a", "id": {HUGE}}}', "broken-member"),
+        ('{"caption": "a", "id": ' + "[" * 100_000 + "]" * 100_000 + "}", "broken-member"),
+        (r'{"caption": "a\ud800"}', "bad-encoding"),
+    ],
+)
+def test_hostile_json_costs_one_sample(tmp_path: Path, content: str, reason: str) -> None:
+    source = opened(tmp_path, tar_bytes([*pairs(1), ("bad.jpg", jpeg()), ("bad.json", content.encode())]))
+    assert keys(source) == ["shard/0000"]
+    assert entries(source.ledger) == {("shard/bad", reason)}
+
+
+def test_a_category_that_is_no_utf8_is_written_with_escapes(tmp_path: Path) -> None:
+    source = opened(tmp_path, tar_bytes([("0.jpg", jpeg()), ("0.json", rb'{"caption": "a", "category": "x\ud800"}')]))
+    assert source.category(0) == r"x\xed\xa0\x80"
+    assert source.metadata(0) == {"category": "x\ud800"}
+
+
+def test_a_pax_size_of_absurd_length_costs_one_member(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("bad.jpg")
+        info.pax_headers = {"size": HUGE}
+        archive.addfile(info)
+        for name, data in pairs(1):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    source = opened(tmp_path, stream.getvalue())
+    assert keys(source) == ["shard/0000"]
+    # The listing goes on at the member's own header, which says that it is empty.
+    assert [entry.reason for entry in source.ledger] == ["broken-member", "empty-caption"]
+
+
+def test_a_text_of_absurd_length_costs_one_sample(tmp_path: Path) -> None:
+    source = opened(tmp_path, tar_bytes([*pairs(1), ("big.jpg", jpeg()), ("big.txt", b"a" * ((1 << 20) + 1))]))
+    assert keys(source) == ["shard/0000"]
+    assert [(each.key, each.reason) for each in source.ledger] == [("shard/big", "broken-member")]
+    assert "the limit is 1048576" in next(iter(source.ledger)).detail
+
+
+def test_names_that_make_no_sample_are_in_the_ledger(tmp_path: Path) -> None:
+    members = [
+        ("photo.v1.jpg", jpeg()),
+        ("photo.v1.txt", b"a"),
+        ("raw.cr2", b"raw"),
+        ("0000.cls", b"7"),
+        ("README", b""),
+    ]
+    source = opened(tmp_path, tar_bytes([*pairs(1), *members]))
+    assert keys(source) == ["shard/0000"]
+    assert entries(source.ledger) == {("shard/photo", "missing-file"), ("shard/raw", "missing-file")}
+    assert "photo.v1.jpg" in next(iter(source.ledger)).detail
+
+
+@pytest.mark.parametrize("pattern", ["", "*.tar"])
+def test_a_folder_called_like_a_tar_is_not_one(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "x.tar").mkdir()
+    with pytest.raises(UserError, match="there is no tar"):
+        TarSource(urls=str(tmp_path / pattern)).open()
+    (tmp_path / "y.tar").write_bytes(tar_bytes(pairs(1)))
+    assert keys(TarSource(urls=str(tmp_path / pattern)).open()) == ["y/0000"]
+
+
+@pytest.mark.parametrize("end", [".tar", ".tar.gz"])
+def test_a_cache_that_cannot_be_written_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("TROTH_CACHE", str(tmp_path / "file" / "cache"))
+    data = tar_bytes(pairs(1))
+    with pytest.raises(UserError, match=r"file/cache/tars: the cache folder cannot be written to.*set TROTH_CACHE"):
+        opened(tmp_path, gzip.compress(data) if end == ".tar.gz" else data, f"0{end}")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(UserError, match=r"No space left.*TROTH_CACHE"),
+    ):
+        CacheWriter(full, tmp_path).write(b"data")
+    with cache_file(tmp_path / "new") as file:
+        assert file.write(b"da") + file.write(b"ta") == 4
+    assert (tmp_path / "new").read_bytes() == b"data"
+    with pytest.raises(OSError, match="of the source"), cache_file(tmp_path / "other"):
+        raise OSError("of the source")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

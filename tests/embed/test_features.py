@@ -225,3 +225,43 @@ def test_the_model_is_never_left_with_gradients(cache):
     model = ContrastiveModel(TINY.build(0), Sphere())
     embed_source(model, Colours(), cache)
     assert all(isinstance(parameter, nn.Parameter) and parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_picture_that_was_only_out_of_reach_is_not_missing_for_ever(cache):
+    class Flaky(Colours):
+        """Hands over every picture once, then loses sample 0 until it is mended."""
+
+        broken = True
+
+        def read_image(self, index):
+            data = super().read_image(index)
+            if self.broken and index == 0 and self.reads > self.count:
+                raise SampleError(self.key(index), "missing-file", "the server is busy")
+            return data
+
+    source = Flaky()
+    assert not frozen_features(source, MeanColour(), Lengths(), cache).valid[0]
+    source.broken = False
+    assert frozen_features(source, MeanColour(), Lengths(), cache).valid[0]
+
+
+def test_the_same_weights_under_another_architecture_are_embedded_anew(cache):
+    model = ContrastiveModel(TINY.build(0), Sphere())
+    embed_source(model, Colours(), cache)
+    before = set(cache.folder.glob("*.safetensors"))
+    model.encoder.architecture += " with another activation"
+    embed_source(model, Colours(), cache)
+    assert len(set(cache.folder.glob("*.safetensors")) - before) == 2
+
+
+def test_a_very_long_picture_is_embedded_without_blowing_up():
+    """Resized by its shorter side, 100,000 x 2 pixels would be 10 GiB at 32 px; only the crop is made."""
+
+    class Long(Colours):
+        def read_image(self, index):
+            file = io.BytesIO()
+            Image.new("RGB", (100_000, 2), (index * 40, 0, 0)).save(file, "PNG")
+            return file.getvalue()
+
+    model = ContrastiveModel(TINY.build(0), Sphere())
+    assert embed_source(model, Long(2), Uncached()).valid.all()

@@ -107,6 +107,7 @@ def test_extreme_scales_stay_finite(objective: Objective, scale: float, dtype: t
     inputs = (image.requires_grad_(), text.requires_grad_(), torch.tensor(scale, dtype=dtype, requires_grad=True))
     value = losses(objective, *inputs, bias_of(objective, dtype), tile=(5, 7))
     assert torch.isfinite(value).all()
+    assert (value >= 0).all()
     for gradient in torch.autograd.grad(value.mean(), inputs):
         assert torch.isfinite(gradient).all()
 

@@ -47,3 +47,27 @@ def test_generalized_ce_pulls_p_to_the_q_as_hard_as_infonce() -> None:
     q = 0.5
     (gradient,) = torch.autograd.grad(GeneralizedCE(q=q)._loss(log_probability).sum(), log_probability)
     torch.testing.assert_close(gradient, -torch.exp(q * log_probability.detach()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("scale", [14.3, 100.0])
+@pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
+def test_in_float32_we_are_no_less_exact_than_open_clip_where_pairs_fit_well(kind: str, scale: float) -> None:
+    """Late in training losses are small differences of large logits; streaming must not cost their digits."""
+    image, _ = features(256, dim=16, seed=3)
+    text = torch.nn.functional.normalize(image + 0.02 * features(256, dim=16, seed=4)[0], dim=-1)
+
+    def evaluate(dtype: torch.dtype, ours: bool) -> list[torch.Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in (image, text, torch.tensor(scale, dtype=torch.float64))]
+        bias = torch.tensor(-10.0, dtype=dtype) if kind == "sigmoid" else None
+        if ours:
+            objective = InfoNCE() if kind == "infonce" else Sigmoid()
+            loss = losses(objective, *inputs, bias, tile=(100, 90)).mean()
+        else:
+            loss = ClipLoss()(*inputs) if kind == "infonce" else SigLipLoss()(*inputs, bias)
+        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+    exact = evaluate(torch.float64, ours=True)
+    for ours, theirs, truth in zip(evaluate(torch.float32, True), evaluate(torch.float32, False), exact, strict=True):
+        size = truth.abs().max().clamp_min(1e-30)
+        error, allowed = (ours - truth).abs().max() / size, (theirs - truth).abs().max() / size
+        assert error <= 1.5 * allowed + 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from troth.data.blobs import PATH_COLUMNS, FileReader
 from troth.data.ledger import Ledger, LedgerEntry
 from troth.data.source import IndexBuilder, IndexedSource, printable
-from troth.data.tar_index import IMAGE_SUFFIXES
+from troth.data.tar_index import IMAGE_SUFFIXES, LARGEST_TEXT
 from troth.data.tars import unsafe_name
 from troth.errors import UserError
 from troth.types import STRICT
@@ -27,7 +28,8 @@ class FolderSource:
     maps each relative path to a caption or a list of them. Linked subfolders are not followed.
 
     Skipped with an entry in the ledger: images without captions and captions without image, blank captions and
-    captions that are not UTF-8. Unreadable images are met, and entered, when they are read.
+    captions that are not UTF-8, caption files that are no regular files or of more than 1 MiB, and subfolders that
+    cannot be listed. Unreadable images are met, and entered, when they are read.
 
     Attributes:
         path: the folder.
@@ -53,13 +55,13 @@ class FolderSource:
             raise UserError(f"there is no folder {self.path!r}", where="path", remedy="check the path")
         images: list[str] = []
         texts: set[str] = set()
-        for name in sorted(_files(root)):
+        ledger = Ledger()
+        for name in sorted(_files(root, ledger)):
             suffix = PurePosixPath(name).suffix
             if suffix[1:].lower() in IMAGE_SUFFIXES:
                 images.append(name)
             elif suffix == self.caption_suffix:
                 texts.add(name)
-        ledger = Ledger()
         builder = IndexBuilder(PATH_COLUMNS, ledger)
         if self.captions_file:
             captions = _read_mapping(root / self.captions_file)
@@ -82,13 +84,17 @@ class FolderSource:
         # Two images of one stem share their captions, so the file is crossed off by the first and still read.
         texts.discard(beside)
         try:
-            return (root / beside).read_bytes().decode("utf-8-sig").split("\n")
+            data = _read(root / beside, LARGEST_TEXT)
+            if len(data) <= LARGEST_TEXT:
+                return data.decode("utf-8-sig").split("\n")
+            detail = f"{beside}: more than {LARGEST_TEXT} bytes of text"
+            ledger.add(LedgerEntry(printable(name), "broken-member", detail))
         except FileNotFoundError:
             return []
         except UnicodeDecodeError as error:
             ledger.add(LedgerEntry(printable(name), "bad-encoding", f"{beside}: {error}"))
         except OSError as error:
-            ledger.add(LedgerEntry(printable(name), "missing-file", f"{beside}: {error.strerror}"))
+            ledger.add(LedgerEntry(printable(name), "missing-file", f"{beside}: {error.strerror or error}"))
         return None
 
     def _category(self, name: str) -> str | None:
@@ -96,20 +102,37 @@ class FolderSource:
         return None if self.category == "none" or parent == "." else printable(parent)
 
 
-def _files(root: Path) -> Iterator[str]:
-    """The relative paths of all files below ``root``, with forward slashes."""
-    for folder, _, names in os.walk(root):
+def _files(root: Path, ledger: Ledger) -> Iterator[str]:
+    """The relative paths of all files below ``root``, with forward slashes; unreadable folders are entered."""
+
+    def enter(error: OSError) -> None:
+        name = os.path.relpath(error.filename, root)
+        ledger.add(LedgerEntry(printable(name), "missing-file", f"the folder cannot be read: {error.strerror}"))
+
+    for folder, _, names in os.walk(root, onerror=enter):
         relative = Path(folder).relative_to(root).as_posix()
         for name in names:
             yield name if relative == "." else f"{relative}/{name}"
 
 
+def _read(path: Path, limit: int = -1) -> bytes:
+    """A regular file, up to one byte more than ``limit``. Raises ``OSError`` for anything else."""
+    # Non-blocking, so that a named pipe in a scraped folder cannot hang the listing.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        return file.read(limit + 1 if limit >= 0 else -1)
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        mapping = json.loads(path.read_bytes())
+        mapping = json.loads(_read(path))
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}", where="captions_file", remedy="check the name") from error
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}", where="captions_file") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}", where="captions_file") from error
     if not isinstance(mapping, dict):
         raise UserError(f"{path} is not a JSON object of image paths and captions", where="captions_file")

@@ -83,7 +83,7 @@ class HuggingFaceSource:
                 if category is not None and isinstance(feature, datasets.ClassLabel):
                     category = feature.int2str(int(category))
                 key = str(cells[self.key_column]) if self.key_column else row_key(row + 1)
-                builder.add(key, found, category=None if category is None else str(category), row=row)
+                builder.add(key, found, category=category, row=row)
                 row += 1
         images = dataset.select_columns([self.image_column])
         if isinstance(images.features[self.image_column], datasets.Image):

@@ -41,6 +41,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+#: Markers of JPEG: 0xC4, 0xC8 and 0xCC are not starts of frames.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE_FRAMES = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _WITH_ALPHA = ("RGBA", "LA", "La", "PA", "RGBa")
 
 
@@ -61,7 +64,7 @@ def decode(data: bytes, minimum_size: int | None = None, max_pixels: int = MAX_P
     """
     with opened(data) as image:
         if minimum_size is not None:
-            draft(image, min(image.size) // max(1, minimum_size))
+            draft(image, min(image.size) // max(1, minimum_size), max_pixels)
         return to_rgb(image, max_pixels)
 
 
@@ -87,24 +90,31 @@ def opened(data: bytes) -> Iterator[Image.Image]:
             raise SampleError("", "corrupt-image", f"{type(error).__name__}: {error}") from error
 
 
-def draft(image: Image.Image, scale: int) -> int:
+def draft(image: Image.Image, scale: int, max_pixels: int = MAX_PIXELS) -> int:
     """Ask a JPEG to be decoded at 1/8, 1/4 or 1/2, by the largest of these steps that is at most ``scale``.
+
+    A JPEG of several scans (every progressive one is) of more than ``max_pixels`` is left at full scale, to be refused.
 
     Returns:
         The step taken: 8, 4, 2 or 1 (which is also the answer for every other format).
     """
     step = next((step for step in (8, 4, 2) if scale >= step), 1)
-    # A progressive JPEG's coefficients are all held in memory at full scale: a draft must not hide their number.
-    if step == 1 or image.format != "JPEG" or (image.info.get("progressive") and _large(image)):
+    if step == 1 or not isinstance(image, JpegImagePlugin.JpegImageFile):
         return 1
     width, height = image.size
+    # The coefficients of several scans are all held in memory at full scale: a draft must not hide their number.
+    if width * height > max_pixels and not _single_scan(image):
+        return 1
     # PIL takes the largest scale that does not go below the size asked for, which is `step` for this size.
     drafted = image.draft(None, (max(1, width // step), max(1, height // step)))
     return step if drafted is not None else 1
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) as they will be once the EXIF orientation is applied. Does not decode JPEGs."""
+    """(width, height) of a JPEG as they will be once the EXIF orientation is applied, from its header alone.
+
+    Not for other formats: Pillow decodes a whole PNG to find its EXIF, and damage to it would be lost here.
+    """
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
@@ -136,8 +146,30 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _large(image: Image.Image) -> bool:
-    return image.size[0] * image.size[1] > MAX_PIXELS
+def _single_scan(image: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether a JPEG is not progressive and its first scan holds all components, which is how libjpeg judges it."""
+    stream = image.fp
+    if stream is None:
+        return False
+    place = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(place)
+    components, position = 0, 2
+    while 0 <= (position := data.find(b"\xff", position)) < len(data) - 9:
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        if marker == 0xDA:  # start of scan: its length, then the number of its components
+            return components > 0 and data[position + 4] == components
+        if marker in _FRAMES:  # start of frame: its length, the precision, two sides, the number of components
+            if marker in _PROGRESSIVE_FRAMES:
+                return False
+            components = data[position + 9]
+        alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8
+        position += 2 if alone else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from troth.data.files import atomic_path
+from troth.data.files import atomic_path, writing_cache
 from troth.data.ledger import Ledger, LedgerEntry
 
 #: Part of every cache key: raise it when the meaning of a stored index changes.
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 _LEDGER = b"troth.ledger"
 
@@ -28,8 +28,12 @@ def load_index(path: Path) -> tuple[pa.Table, Ledger] | None:
 
 
 def store_index(path: Path, table: pa.Table, ledger: Ledger) -> None:
-    """Write an index and its ledger, atomically."""
+    """Write an index and its ledger, atomically.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
     table = table.replace_schema_metadata({_LEDGER: json.dumps([asdict(entry) for entry in ledger]).encode()})
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    with writing_cache(path.parent), atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)

@@ -56,7 +56,7 @@ class BatchStream(Protocol):
 
     Attributes:
         num_samples: sample ids are below this.
-        fingerprint: of the data and the static noise; memory keyed by sample id belongs to it.
+        fingerprint: of the data and the noise, static or drawn per batch; memory keyed by sample id belongs to it.
         steps_per_epoch: whole global batches in an epoch.
         batch_size: of the global batch.
     """

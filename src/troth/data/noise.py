@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from troth.data import derange
 from troth.data.caption_sets import BoolArray, CaptionSets
-from troth.data.draws import Int64Array, UInt64Array, generator
+from troth.data.draws import Int64Array, generator
 from troth.data.files import atomic_path
 from troth.data.source import Source, categories_array
 from troth.data.sources import SourceConfig
@@ -35,13 +35,15 @@ class CaptionAssignment:
     Attributes:
         caption_of: ``(N,)`` int64: below N the sample of the set whose captions are used (the sample itself where the
             pair is whole), from N on a sample of the reserve (minus N).
-        mismatched: ``(N,)`` True exactly where the set of captions differs from the sample's own.
+        mismatched: ``(N,)`` True exactly where the captions given share none with the sample's own.
         fingerprint: the data set's.
+        reserve_fingerprint: that of the reserve the foreign captions come from; empty for other partners.
     """
 
     caption_of: Int64Array
     mismatched: BoolArray
     fingerprint: str
+    reserve_fingerprint: str = ""
 
     @classmethod
     def clean(cls, source: Source) -> CaptionAssignment:
@@ -65,16 +67,20 @@ class CaptionAssignment:
     @property
     def identity(self) -> str:
         """What this noise adds to a stream's fingerprint: empty if no pair is wrong."""
-        return hashlib.sha256(self.caption_of.tobytes()).hexdigest() if self.mismatched.any() else ""
+        if not self.mismatched.any():
+            return ""
+        # Numbers from N on mean nothing without the reserve they count in.
+        return hashlib.sha256(self.caption_of.tobytes() + self.reserve_fingerprint.encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write ``caption_of``, ``mismatched`` and ``fingerprint`` to an npz file, atomically."""
+        """Write every attribute to an npz file, atomically."""
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 caption_of=self.caption_of,
                 mismatched=self.mismatched,
                 fingerprint=np.array(self.fingerprint),
+                reserve_fingerprint=np.array(self.reserve_fingerprint),
             )
 
     @classmethod
@@ -86,7 +92,9 @@ class CaptionAssignment:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                found = cls(stored["caption_of"], stored["mismatched"], str(stored["fingerprint"]))
+                # Older files do not have it.
+                reserve = str(stored["reserve_fingerprint"]) if "reserve_fingerprint" in stored else ""
+                found = cls(stored["caption_of"], stored["mismatched"], str(stored["fingerprint"]), reserve)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"not a saved caption assignment: {error}", where=str(path)) from error
         if fingerprint is not None and found.fingerprint != fingerprint:
@@ -104,14 +112,15 @@ class BatchNoise:
 
     Made by :meth:`Noise.bind`. ``floor(fraction * batch size)`` rows are chosen at random and their captions shifted
     cyclically along a random order of them: wrong positives and, in the same batch, true partners as false negatives.
-    A swap between equal captions is left as it falls, and is not marked as a mismatch.
+    A swap between samples that have a caption in common is left as it falls, and is not marked as a mismatch: whether
+    the pair is wrong cannot be told.
     """
 
     fraction: float
     partners: str
     seed: int
     num_samples: int
-    identities: UInt64Array
+    sets: CaptionSets
     categories: Int64Array | None
 
     def count(self, batch_size: int) -> int:
@@ -128,8 +137,8 @@ class BatchNoise:
                 where="noise.fraction",
                 remedy=f"raise it to at least {lowest / batch_size:g}, or enlarge the batch",
             )
-        if self.partners == "foreign" and count > len(self.identities) - self.num_samples:
-            raise _reserve_too_small(count, len(self.identities) - self.num_samples)
+        if self.partners == "foreign" and count > len(self.sets) - self.num_samples:
+            raise _reserve_too_small(count, len(self.sets) - self.num_samples)
 
     def draw(self, index: Int64Array, step: int) -> tuple[Int64Array, BoolArray]:
         """Draw the noise of one global batch.
@@ -146,7 +155,7 @@ class BatchNoise:
         caption_of = index.astype(np.int64, copy=True)
         if self.partners == "foreign":
             rows = rng.permutation(len(index))[:count]
-            supply = len(self.identities) - self.num_samples
+            supply = len(self.sets) - self.num_samples
             caption_of[rows] = self.num_samples + rng.choice(supply, count, replace=False)
         elif self.categories is None:
             rows = rng.permutation(len(index))[:count]
@@ -157,18 +166,18 @@ class BatchNoise:
             for number in np.flatnonzero(counts):
                 rows = rng.permutation(np.flatnonzero(group == number))[: counts[number]]
                 caption_of[rows] = index[np.roll(rows, 1)]
-        return caption_of, self.identities[caption_of] != self.identities[index]
+        return caption_of, ~self.sets.intersect(caption_of, index)
 
     def replaced(self, planned: int, actual: int, caption: int) -> tuple[int, bool]:
         """(caption_of, mismatched) of ``actual``, which stands in for the unreadable sample ``planned``."""
         caption = actual if caption == planned else caption
-        return caption, bool(self.identities[caption] != self.identities[actual])
+        return caption, not self.sets.intersect_one(caption, actual)
 
     @property
     def identity(self) -> str:
         """What this noise adds to a stream's fingerprint."""
         facts = (self.fraction, self.partners, self.seed)
-        return hashlib.sha256(repr(facts).encode() + self.identities[self.num_samples :].tobytes()).hexdigest()
+        return hashlib.sha256(repr(facts).encode() + self.sets.identity[self.num_samples :].tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -206,13 +215,12 @@ class Noise:
         if self.mode == "static" or self.fraction == 0.0:
             return self.draw(source, seed, reserve)
         reserve = self.open_reserve(reserve)
-        sets = CaptionSets.of(source, reserve)
         return BatchNoise(
             fraction=self.fraction,
             partners=self.partners,
             seed=seed if self.seed is None else self.seed,
             num_samples=len(source),
-            identities=sets.identity,
+            sets=CaptionSets.of(source, reserve),
             categories=self._categories(source) if self.partners == "same-category" else None,
         )
 
@@ -226,12 +234,14 @@ class Noise:
         clean = CaptionAssignment.clean(source)
         if count == 0:
             return clean
+        reserve = self.open_reserve(reserve)
         chosen, donors = self._arrange(source, count, seed if self.seed is None else self.seed, reserve)
         caption_of = clean.caption_of.copy()
         caption_of[chosen] = donors
         mismatched = clean.mismatched.copy()
         mismatched[chosen] = True
-        return CaptionAssignment(caption_of, mismatched, source.fingerprint)
+        reserve_fingerprint = "" if reserve is None else reserve.fingerprint
+        return CaptionAssignment(caption_of, mismatched, source.fingerprint, reserve_fingerprint)
 
     def open_reserve(self, reserve: Source | None = None) -> Source | None:
         """The reserve to draw foreign captions from: ``reserve``, else the configured one; None for other partners.
@@ -250,7 +260,6 @@ class Noise:
         return self.reserve.open()
 
     def _arrange(self, source: Source, count: int, seed: int, reserve: Source | None) -> tuple[Int64Array, Int64Array]:
-        reserve = self.open_reserve(reserve)
         sets = CaptionSets.of(source, reserve)
         if reserve is not None and count > len(reserve):
             raise _reserve_too_small(count, len(reserve))

@@ -34,11 +34,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"a batch of {self.batch_size} samples", where="batch_size", remedy="use at least 1")
+            raise UserError(f"a batch of {self.batch_size} samples", where="train.batch_size", remedy="use at least 1")
         if self.batch_size > self.num_samples:
             raise UserError(
                 f"a batch of {self.batch_size} samples from a set of {self.num_samples}",
-                where="batch_size",
+                where="train.batch_size",
                 remedy=f"use at most {self.num_samples}, or more data",
             )
 
@@ -117,7 +117,7 @@ def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:
     if batch_size % world_size:
         raise UserError(
             f"a batch of {batch_size} cannot be divided among {world_size} processes",
-            where="batch_size",
+            where="train.batch_size",
             remedy=f"use a multiple of {world_size}",
         )
     part = batch_size // world_size

@@ -94,11 +94,19 @@ class IndexBuilder:
         key: str,
         captions: Iterable[object],
         *,
-        category: str | None = None,
+        category: object = None,
         metadata: Mapping[str, Any] | None = None,
         **locator: Any,
     ) -> bool:
-        """Add one sample. Returns False, with an entry in the ledger, if it cannot be used."""
+        """Add one sample. Returns False, with an entry in the ledger, if it cannot be used.
+
+        Args:
+            key: unique among the samples.
+            captions: what is no text or blank is left out.
+            category: its name, in any form; None if it has none.
+            metadata: further fields.
+            **locator: where the image is.
+        """
         if not is_unicode(key):
             self.ledger.add(LedgerEntry(printable(key), "bad-encoding", "the key is not valid UTF-8"))
             return False
@@ -111,6 +119,12 @@ class IndexBuilder:
             detail = "every caption is blank" if captions else "it has no caption"
             self.ledger.add(LedgerEntry(key, "empty-caption", detail))
             return False
+        try:
+            category = None if category is None else printable(str(category))
+            known = json.dumps(dict(metadata), ensure_ascii=True, default=str) if metadata else None
+        except (ValueError, RecursionError) as error:
+            self.ledger.add(LedgerEntry(key, "broken-member", f"its metadata: {error}"))
+            return False
         if key in self._row_of:
             if self._merge:
                 self._more.setdefault(self._row_of[key], []).extend(kept)
@@ -118,7 +132,6 @@ class IndexBuilder:
             self.ledger.add(LedgerEntry(key, "duplicate-key", "the first sample of this key is kept"))
             return False
         self._row_of[key] = len(self._row_of)
-        known = json.dumps(dict(metadata), ensure_ascii=True, default=str) if metadata else None
         self._rows.append(
             {"key": key, "captions": kept, "category": category, "metadata": known, **locator},
         )
@@ -265,5 +278,10 @@ def is_unicode(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """``text`` with the bytes that were not UTF-8 written as backslash escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """``text`` with what cannot be written as UTF-8 (undecodable bytes, lone surrogates) as backslash escapes."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        # Not from undecodable bytes: JSON can say "\\ud800".
+        data = text.encode("utf-8", "surrogatepass")
+    return data.decode("utf-8", "backslashreplace")

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic.dataclasses import dataclass
 
 from troth.data.blobs import PATH_COLUMNS, RANGE_COLUMNS, FileReader, RangeReader, content_identity, hash_of
-from troth.data.files import atomic_path, cache_folder
+from troth.data.files import CacheWriter, cache_file, cache_folder
 from troth.data.index_cache import INDEX_VERSION, load_index, store_index
 from troth.data.ledger import Ledger, LedgerEntry
 from troth.data.source import ImageReader, IndexBuilder, IndexedSource, is_unicode, printable
@@ -63,7 +63,7 @@ class TableSource:
         """Read the table.
 
         Raises:
-            UserError: no such file, format or column, or not one usable sample.
+            UserError: no such file, format or column, not one usable sample, or a cache that cannot be written.
         """
         path = Path(self.path).expanduser().absolute()
         if not self.path or not path.is_file():
@@ -71,7 +71,9 @@ class TableSource:
         if len(self.delimiter) > 1:
             raise UserError(f"{self.delimiter!r} is not one character", where="delimiter")
         root = Path(self.image_root).expanduser().absolute() if self.image_root else path.parent
-        stem = cache_folder() / "tables" / hash_of([INDEX_VERSION, content_identity(str(path)), asdict(self)])
+        # The root too: which paths lead out of it is judged in the index, and it may be relative.
+        facts = [INDEX_VERSION, content_identity(str(path)), asdict(self), str(root)]
+        stem = cache_folder() / "tables" / hash_of(facts)
         index_path, blob_path = stem.with_suffix(".arrow"), stem.with_suffix(".blob")
         known = load_index(index_path)
         if known is None or (_has_bytes(known[0]) and not blob_path.is_file()):
@@ -117,7 +119,7 @@ def _has_bytes(index: pa.Table) -> bool:
 class _Blob:
     """The file that image bytes of a table are copied to, made when the first ones come."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: CacheWriter) -> None:
         self._file = file
         self.size = 0
 
@@ -130,12 +132,12 @@ class _Blob:
 @contextmanager
 def _blob(path: Path) -> Iterator[_Blob]:
     """A blob at ``path`` that exists afterwards only if something was written to it."""
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            blob = _Blob(file)
-            yield blob
+    with cache_file(path) as file:
+        blob = _Blob(file)
+        yield blob
     if not blob.size:
-        path.unlink()
+        # Another process that reads the same table may have been first.
+        path.unlink(missing_ok=True)
 
 
 class _Reading:
@@ -175,7 +177,7 @@ class _Reading:
         self.builder.add(
             key,
             table.captions(cells),
-            category=None if category is None else printable(str(category)),
+            category=category,
             metadata={name: cells.get(name) for name in table.metadata_columns},
             **locator,
         )
@@ -187,6 +189,9 @@ class _Reading:
         """The path relative to the root, or None with an entry."""
         if not isinstance(path, str) or not path.strip():
             self.ledger.add(LedgerEntry(key, "missing-file", "the row names no image"))
+            return None
+        if not is_unicode(path):
+            self.ledger.add(LedgerEntry(key, "bad-encoding", f"its path: {printable(path)}"))
             return None
         if path.startswith(os.sep) or ".." in path:
             inside = os.path.relpath(os.path.normpath(self.root / path), self.root)

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from troth.data.blobs import RANGE_COLUMNS, content_identity, hash_of, is_remote, remote
-from troth.data.files import atomic_path
+from troth.data.files import cache_file, writing_cache
 from troth.data.index_cache import INDEX_VERSION, load_index, store_index
 from troth.data.ledger import Ledger, LedgerEntry
-from troth.data.source import IndexBuilder
+from troth.data.source import IndexBuilder, printable
 from troth.data.tars import Member, TarProblem, list_members
 from troth.errors import UserError
 
@@ -27,7 +27,8 @@ from troth.errors import UserError
 IMAGE_SUFFIXES = frozenset(
     ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif", "ppm"),
 )
-_LARGEST_TEXT = 16 << 20
+#: No caption file or json is larger: those of a whole tar are in memory while it is indexed.
+LARGEST_TEXT = 1 << 20
 _COPY_BYTES = 1 << 20
 _SAMPLE_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
@@ -70,13 +71,15 @@ def index_shard(url: str, options: ShardOptions, folder: Path) -> Shard:
     """Return the index of a tar from the cache, or make it.
 
     Raises:
-        UserError: the tar unpacks to more than ``options.max_unpacked``.
+        UserError: the tar unpacks to more than ``options.max_unpacked``, or the cache cannot be written.
     """
     identity = content_identity(url)
     index_path = folder / f"{hash_of([INDEX_VERSION, identity, asdict(options)])}.arrow"
     gzipped = _is_gzip(url)
     tar_path = str(folder / f"{identity}.tar") if gzipped else url
-    if not gzipped or Path(tar_path).is_file():
+    with writing_cache(folder):
+        unpacked = not gzipped or Path(tar_path).is_file()
+    if unpacked:
         known = load_index(index_path)
         if known is not None:
             return Shard(tar_path, *known)
@@ -111,7 +114,7 @@ def _unpack(url: str, target: Path, options: ShardOptions) -> str | None:
     """Unpack a gzipped tar to ``target``, as far as it goes. Returns what was wrong with it, if anything."""
     damage = None
     total = 0
-    with _opened(url) as (stream, _), atomic_path(target) as temporary, temporary.open("wb") as sink:
+    with _opened(url) as (stream, _), cache_file(target) as sink:
         with gzip.GzipFile(fileobj=stream) as unpacked:
             while True:
                 try:
@@ -136,6 +139,7 @@ def _unpack(url: str, target: Path, options: ShardOptions) -> str | None:
 def _index(path: str, options: ShardOptions, ledger: Ledger) -> pa.Table:
     """List a plain tar and join its members to samples."""
     groups: dict[str, _Group] = {}
+    others: dict[str, str] = {}
     last = ""
     truncated = False
     with _opened(path) as (stream, size):
@@ -153,11 +157,18 @@ def _index(path: str, options: ShardOptions, ledger: Ledger) -> pa.Table:
             elif suffix in IMAGE_SUFFIXES or suffix in ("txt", "json"):
                 _take(groups.setdefault(stem, _Group()), item, suffix, stream, options.key_prefix + stem, ledger)
                 last = stem
+            elif match is not None:
+                others.setdefault(stem, item.name)
+                last = stem
     builder = IndexBuilder(RANGE_COLUMNS, ledger)
     for stem, group in groups.items():
         if truncated and stem == last and (group.image is None or not group.texts):
             continue  # lost to the truncation, which has its entry
         _add(builder, options, stem, group)
+    for stem, name in others.items():
+        if stem not in groups and not (truncated and stem == last):
+            detail = f"neither an image nor a caption by its name: {printable(name)}"
+            ledger.add(LedgerEntry(printable(options.key_prefix + stem), "missing-file", detail))
     return builder.finish()
 
 
@@ -170,8 +181,9 @@ def _take(group: _Group, member: Member, suffix: str, stream: BinaryIO, key: str
             ledger.add(LedgerEntry(key, "duplicate-key", f"{member.name} occurs again; the first is kept"))
     elif suffix in group.texts:
         ledger.add(LedgerEntry(key, "duplicate-key", f"{member.name} occurs again; the first is kept"))
-    elif member.size > _LARGEST_TEXT:
-        ledger.add(LedgerEntry(key, "broken-member", f"{member.name} has {member.size} bytes of text"))
+    elif member.size > LARGEST_TEXT:
+        detail = f"{member.name} has {member.size} bytes of text, the limit is {LARGEST_TEXT}"
+        ledger.add(LedgerEntry(key, "broken-member", detail))
         group.refused = True
     else:
         stream.seek(member.offset)
@@ -192,17 +204,16 @@ def _add(builder: IndexBuilder, options: ShardOptions, stem: str, group: _Group)
     except UnicodeDecodeError as error:
         builder.ledger.add(LedgerEntry(key, "bad-encoding", str(error)))
         return
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
         builder.ledger.add(LedgerEntry(key, "broken-member", f"its json: {error}"))
         return
     if not isinstance(fields, dict):
         builder.ledger.add(LedgerEntry(key, "broken-member", "its json is not an object"))
         return
-    category = fields.get(options.category_field)
     builder.add(
         key,
         _captions(fields, text),
-        category=None if category is None else str(category),
+        category=fields.get(options.category_field),
         metadata={name: value for name, value in fields.items() if name not in ("captions", "caption")},
         file=0,
         offset=group.image.offset,

@@ -158,7 +158,8 @@ def _finish(info: tarfile.TarInfo, extended: dict[str, str], offset: int) -> tup
     info.name = extended.get("path", info.name)
     info.linkname = extended.get("linkpath", info.linkname)
     if "size" in extended:
-        if not extended["size"].isdecimal():
+        # 2^63 has 19 digits; Python itself refuses to read more than some thousands.
+        if not extended["size"].isdecimal() or len(extended["size"]) > 19:
             raise tarfile.HeaderError(f"{info.name!r} has no valid size")
         info.size = int(extended["size"])
     if any(name.startswith("GNU.sparse") for name in extended):

@@ -84,11 +84,16 @@ class ImageTransform:
     def pixels(self, data: bytes) -> Image.Image:
         """Decode, crop and resize: the RGB picture before it is normalised."""
         with opened(data) as image:
-            full = oriented_size(image)
+            # Only a JPEG's size and orientation are told from its header: Pillow decodes a whole PNG to find its EXIF.
+            upright = None if image.format == "JPEG" else to_rgb(image, self.max_pixels)
+            full = oriented_size(image) if upright is None else upright.size
             crop = random_crop(full, self.crop_scale, self.crop_ratio) if self.train else None
             box = crop or centre_crop(full, self.image_size)
-            step = draft(image, math.floor(min(box[2], box[3]) / (self.image_size * self.draft_margin)))
-            upright = to_rgb(image, self.max_pixels)
+            step = 1
+            if upright is None:
+                scale = math.floor(min(box[2], box[3]) / (self.image_size * self.draft_margin))
+                step = draft(image, scale, self.max_pixels)
+                upright = to_rgb(image, self.max_pixels)
         if crop is not None and step == 1:
             # Crop, then resize, as torchvision does: the filter must not look over the edge of the crop.
             left, top, width, height = crop

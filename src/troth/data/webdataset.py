@@ -40,7 +40,7 @@ class TarSource:
 
     Skipped with an entry in the ledger: damaged members and headers, what lies behind a truncation (one entry, named
     after the tar), links and names that are absolute or hold ``..``, images without captions and captions without
-    image, and repeated keys.
+    image, names of which neither is made (``photo.v1.jpg``), texts of more than 1 MiB, and repeated keys.
 
     Attributes:
         urls: paths or fsspec URLs of ``.tar`` or ``.tar.gz`` files; braces (``{000..127}``, ``{a,b}``) and globs are
@@ -61,7 +61,7 @@ class TarSource:
         """Index the tars (or find their indexes in the cache) and return the source.
 
         Raises:
-            UserError: no such tar, a gzip bomb, or not one usable sample.
+            UserError: no such tar, a gzip bomb, not one usable sample, or a cache that cannot be written.
         """
         urls = expand_urls(self.urls)
         names = shard_names(urls)
@@ -152,11 +152,13 @@ def _matches(pattern: str) -> list[str]:
     else:
         path = Path(local_path(pattern)).expanduser().absolute()
         if path.is_dir():
-            found = sorted(str(each) for end in ("*.tar", "*.tar.gz", "*.tgz") for each in path.glob(end))
+            found = sorted(
+                str(each) for end in ("*.tar", "*.tar.gz", "*.tgz") for each in path.glob(end) if each.is_file()
+            )
         elif path.is_file():
             found = [str(path)]
         else:
-            found = sorted(glob.glob(str(path)))  # noqa: PTH207 - the pattern may be absolute
+            found = sorted(each for each in glob.glob(str(path)) if Path(each).is_file())  # noqa: PTH207 - may be absolute
     if not found:
         raise _missing(pattern)
     return found

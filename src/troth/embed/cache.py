@@ -66,10 +66,12 @@ class CacheEntry:
     Attributes:
         tensors: the named tensors, on the CPU.
         notes: named texts that belong to them (the ledger of pictures that could not be read, as JSON).
+        lasting: whether computing it again would give the same; what would not is not stored.
     """
 
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, str] = field(default_factory=dict)
+    lasting: bool = True
 
 
 class FeatureCache:
@@ -142,6 +144,8 @@ class FeatureCache:
             if found is not None:
                 return found
             entry = compute()
+            if not entry.lasting:
+                return entry
             try:
                 self.store(key, entry)
             except OSError as error:  # a full disk must not cost what was just computed

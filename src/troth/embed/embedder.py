@@ -13,6 +13,7 @@ from torch import Tensor
 from troth.data.source import Source
 from troth.embed.cache import FeatureCache, Uncached
 from troth.embed.features import FrozenFeatures, Progress, frozen_features
+from troth.embed.pictures import picture_identity
 from troth.embed.trained import Precision, embed_source, embed_texts
 from troth.encoders import ContrastiveModel, HeadsEncoder
 from troth.geometry import Geometry
@@ -45,7 +46,7 @@ class FrozenEncoders:
         self.cache = cache or FeatureCache()
         self._on_progress = on_progress
         self._num_workers = num_workers
-        self._features: dict[tuple[str, str, tuple[str, ...]], FrozenFeatures] = {}
+        self._features: dict[tuple[str, tuple[str, ...]], FrozenFeatures] = {}
 
     @cached_property
     def _encoders(self) -> tuple[FrozenImageEncoder, FrozenTextEncoder]:
@@ -58,7 +59,7 @@ class FrozenEncoders:
 
     def features(self, source: Source, extra_captions: Sequence[str] = ()) -> FrozenFeatures:
         """Return the frozen features of a source and of further captions."""
-        key = (source.name, source.fingerprint, tuple(extra_captions))
+        key = (picture_identity(source).digest, tuple(extra_captions))
         if key not in self._features:
             self._features[key] = frozen_features(
                 source,

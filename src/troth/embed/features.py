@@ -14,7 +14,7 @@ from torch import Tensor
 from troth.data.ledger import LedgerEntry
 from troth.data.source import Source
 from troth.embed.cache import CacheEntry, CacheKey, FeatureCache
-from troth.embed.pictures import PictureBatch, picture_batches, picture_hash
+from troth.embed.pictures import DECODER, Decoded, PictureBatch, picture_batches, picture_identity
 from troth.encoders import FrozenImageEncoder, FrozenTextEncoder
 
 #: Called with (done, in all) while something is encoded.
@@ -81,9 +81,14 @@ def collect_images(
     batches: Iterator[PictureBatch],
     encode: Callable[[Tensor], Float[Tensor, "B F"]],
     dim: int,
+    missing: frozenset[str],
     on_progress: Progress | None = None,
 ) -> CacheEntry:
-    """Encode batches of pictures into one ``(num_samples, dim)`` tensor with ``valid`` and the ledger's entries."""
+    """Encode batches of pictures into one ``(num_samples, dim)`` tensor with ``valid`` and the ledger's entries.
+
+    ``missing`` holds the keys that could not be read when the cache key was made. Should others fail now, the result is
+    not kept: what a file server did not hand over this once may be there the next time.
+    """
     features = torch.zeros(num_samples, dim)
     valid = torch.zeros(num_samples, dtype=torch.bool)
     entries: list[LedgerEntry] = []
@@ -97,7 +102,8 @@ def collect_images(
         if on_progress is not None:
             on_progress(done, num_samples)
     ledger = json.dumps([asdict(entry) for entry in entries])
-    return CacheEntry({"features": features, "valid": valid}, {"ledger": ledger})
+    lasting = all(entry.reason != "missing-file" or entry.key in missing for entry in entries)
+    return CacheEntry({"features": features, "valid": valid}, {"ledger": ledger}, lasting)
 
 
 def ledger_of(entry: CacheEntry) -> tuple[LedgerEntry, ...]:
@@ -131,6 +137,7 @@ def frozen_features(
         The features. Pictures that cannot be read are not an error: ``valid`` is False and the ledger says why.
     """
     cache = cache or FeatureCache()
+    identity = picture_identity(source)
     captions = distinct_captions(source, extra_captions)
     total = len(source) + len(captions)
 
@@ -138,14 +145,17 @@ def frozen_features(
         return None if on_progress is None else lambda done, _: on_progress(offset + done, total)
 
     def encode_images() -> CacheEntry:
-        batches = picture_batches(source, image_encoder.transform, image_encoder.image_size, _PICTURES, num_workers)
-        return collect_images(len(source), batches, image_encoder.encode_pixels, image_encoder.dim, report(0))
+        transform = Decoded(image_encoder.transform, image_encoder.image_size)
+        batches = picture_batches(source, transform, _PICTURES, num_workers)
+        return collect_images(
+            len(source), batches, image_encoder.encode_pixels, image_encoder.dim, identity.missing, report(0)
+        )
 
     images = cache.get_or_compute(
         CacheKey(
             weights=image_encoder.weights_hash,
-            data=picture_hash(source),
-            preprocessing=f"{image_encoder.name}: {image_encoder.preprocessing}",
+            data=identity.digest,
+            preprocessing=f"{DECODER}; {image_encoder.name}: {image_encoder.preprocessing}",
             dtype=image_encoder.precision,
         ),
         encode_images,

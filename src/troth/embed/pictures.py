@@ -16,9 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from troth.data.images import decode
 from troth.data.ledger import LedgerEntry, SampleError
 from troth.data.source import Source
+from troth.data.transforms import ImageTransform
+from troth.encoders import OpenClipEncoder
 
 if TYPE_CHECKING:
     from PIL import Image
+
+#: Part of every cache key of pictures: raised when decoding changes what a picture becomes.
+DECODER = "decoder 1"
 
 #: Below this many pictures, starting worker processes takes longer than it saves.
 _WORTH_WORKERS = 512
@@ -41,18 +46,57 @@ class PictureBatch:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A transform of pictures as a transform of encoded bytes.
+
+    Attributes:
+        transform: from an RGB picture to a tensor.
+        image_size: the shorter side it needs, for scaled JPEG decoding; None decodes at full size.
+    """
+
+    transform: Callable[[Image.Image], Tensor]
+    image_size: int | None = None
+
+    def __call__(self, data: bytes) -> Tensor:
+        """Decode and transform. Raises SampleError for bytes that are no picture."""
+        return self.transform(decode(data, self.image_size))
+
+
+def picture_transform(encoder: OpenClipEncoder, *, train: bool) -> Callable[[bytes], Tensor]:
+    """Return encoded bytes to the tensor the encoder takes, decoding no more pixels than that needs.
+
+    The preprocessing is the encoder's own; :class:`~troth.data.transforms.ImageTransform` has words for the usual ones
+    (a square, the shorter side resized), open_clip's own transform serves the others.
+    """
+    preprocess = encoder.preprocess_cfg
+    size = preprocess["size"]
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    interpolation = preprocess.get("interpolation", "bicubic")
+    usual = sides[0] == sides[1] and preprocess.get("mode", "RGB") == "RGB" and interpolation in ("bicubic", "bilinear")
+    # A training crop is never squashed or padded, whatever evaluation does with the whole picture.
+    if usual and (train or preprocess.get("resize_mode", "shortest") == "shortest"):
+        return ImageTransform(
+            image_size=sides[0],
+            mean=tuple(preprocess["mean"]),
+            std=tuple(preprocess["std"]),
+            interpolation=interpolation,
+            train=train,
+        )
+    return Decoded(encoder.image_transform(train))
+
+
 class _Pictures(Dataset[tuple[int, "Tensor | LedgerEntry"]]):
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], image_size: int) -> None:
+    def __init__(self, source: Source, transform: Callable[[bytes], Tensor]) -> None:
         self.source = source
         self.transform = transform
-        self.image_size = image_size
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | LedgerEntry]:
         try:
-            return index, self.transform(decode(self.source.read_image(index), self.image_size))
+            return index, self.transform(self.source.read_image(index))
         except SampleError as error:
             return index, error.entry(self.source.key(index))
 
@@ -69,8 +113,7 @@ def _collate(samples: Sequence[tuple[int, Tensor | LedgerEntry]]) -> PictureBatc
 
 def picture_batches(
     source: Source,
-    transform: Callable[[Image.Image], Tensor],
-    image_size: int,
+    transform: Callable[[bytes], Tensor],
     batch_size: int,
     num_workers: int | None = None,
 ) -> Iterator[PictureBatch]:
@@ -78,15 +121,14 @@ def picture_batches(
 
     Args:
         source: where the pictures are.
-        transform: from an RGB picture to a tensor, all of one shape.
-        image_size: the shorter side the transform needs, for scaled JPEG decoding.
+        transform: from encoded bytes to a tensor, all of one shape.
         batch_size: pictures in a batch.
         num_workers: processes that decode; None for as many as there are cores, at most 4, and none for few pictures.
     """
     if num_workers is None:
         num_workers = min(4, os.cpu_count() or 1) if len(source) >= _WORTH_WORKERS else 0
     yield from DataLoader(
-        _Pictures(source, transform, image_size),
+        _Pictures(source, transform),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_collate,
@@ -95,19 +137,34 @@ def picture_batches(
     )
 
 
-def picture_hash(source: Source) -> str:
-    """Return the sha256 (hex) of a source's keys, captions and encoded pictures.
+@dataclass(frozen=True, slots=True)
+class PictureIdentity:
+    """What the encoded pictures of a source are.
+
+    Attributes:
+        digest: sha256 (hex) of the source's keys, captions and encoded pictures.
+        missing: keys of the samples whose picture could not be read.
+    """
+
+    digest: str
+    missing: frozenset[str]
+
+
+def picture_identity(source: Source) -> PictureIdentity:
+    """Read every encoded picture once and return what they are.
 
     The fingerprint of a source covers keys and captions only. A picture replaced under the same key must be encoded
     anew, so the bytes are read (not decoded, a small part of encoding them) before a cached file is trusted.
     """
     digest = hashlib.sha256(source.fingerprint.encode())
+    missing: set[str] = set()
     for index in range(len(source)):
         try:
             data = source.read_image(index)
         except SampleError as error:
             digest.update(f"!{error.reason}".encode())
+            missing.add(source.key(index))
         else:
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
-    return digest.hexdigest()
+    return PictureIdentity(digest.hexdigest(), frozenset(missing))

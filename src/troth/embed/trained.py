@@ -25,8 +25,15 @@ from troth.embed.features import (
     hash_texts,
     ledger_of,
 )
-from troth.embed.pictures import picture_batches, picture_hash
-from troth.encoders import ContrastiveModel, FrozenTextEncoder, HeadsEncoder, hash_module
+from troth.embed.pictures import DECODER, picture_batches, picture_identity, picture_transform
+from troth.encoders import (
+    ContrastiveModel,
+    DualEncoder,
+    FrozenTextEncoder,
+    HeadsEncoder,
+    OpenClipEncoder,
+    hash_module,
+)
 from troth.errors import UserError
 
 Precision = Literal["float32", "bfloat16"]
@@ -66,6 +73,11 @@ def _inference(model: ContrastiveModel, precision: Precision) -> Iterator[torch.
         # Module by module: a frozen batch norm inside a training model stays in evaluation mode.
         for module in training:
             module.training = True
+
+
+def _identity(encoder: DualEncoder) -> str:
+    """Return what tells an encoder from every other: its weights, and what is done with them."""
+    return f"{hash_module(encoder)} {encoder.architecture}"
 
 
 def _in_chunks(encode: Callable[[Tensor], Tensor], features: Tensor, dim: int) -> Tensor:
@@ -122,24 +134,24 @@ def embed_source(
         return _embed_features(model, features, precision)
 
     encoder = model.encoder
-    weights, geometry = hash_module(encoder), repr(model.geometry)
+    assert isinstance(encoder, OpenClipEncoder)
+    weights, geometry = _identity(encoder), repr(model.geometry)
+    identity = picture_identity(source)
 
     def encode_images() -> CacheEntry:
-        batches = picture_batches(
-            source, encoder.image_transform(train=False), encoder.image_size, batch_size, num_workers
-        )
+        batches = picture_batches(source, picture_transform(encoder, train=False), batch_size, num_workers)
         with _inference(model, precision) as device:
 
             def encode(images: Tensor) -> Tensor:
                 return model.embed_image(images.to(device, memory_format=torch.channels_last)).cpu()
 
-            return collect_images(len(source), batches, encode, encoder.embed_dim, on_progress)
+            return collect_images(len(source), batches, encode, encoder.embed_dim, identity.missing, on_progress)
 
     images = cache.get_or_compute(
         CacheKey(
             weights=weights,
-            data=picture_hash(source),
-            preprocessing=encoder.preprocessing,
+            data=identity.digest,
+            preprocessing=f"{DECODER}; {encoder.preprocessing}",
             geometry=geometry,
             dtype=precision,
         ),
@@ -179,7 +191,7 @@ def embed_texts(
     cache = cache or FeatureCache()
     encoder = model.encoder
     if not isinstance(encoder, HeadsEncoder):
-        return _embed_tokens(model, texts, cache, hash_module(encoder), precision, batch_size)
+        return _embed_tokens(model, texts, cache, _identity(encoder), precision, batch_size)
     if features is not None:
         inputs = features.text_features[features.rows(texts)]
     else:

@@ -31,6 +31,7 @@ class DualEncoder(nn.Module, ABC):
         pretrained_bias: the logit bias that came with pretrained weights, or None.
         preprocessing: how pictures are prepared for evaluation, for people and cache keys.
         tokenization: how captions are prepared, for people and cache keys.
+        architecture: what is done with the weights, for cache keys.
     """
 
     embed_dim: int
@@ -39,6 +40,7 @@ class DualEncoder(nn.Module, ABC):
     pretrained_bias: float | None = None
     preprocessing: str
     tokenization: str
+    architecture: str
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Float[Tensor, "B D"]:

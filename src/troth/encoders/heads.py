@@ -87,6 +87,7 @@ class HeadsEncoder(DualEncoder):
         super().__init__()
         self.config = config
         self.embed_dim = config.embed_dim
+        self.architecture = repr(config)
         self.image_size = config.image_size
         self.image_feature_dim = image_feature_dim
         self.text_feature_dim = text_feature_dim

@@ -90,6 +90,7 @@ class OpenClipEncoder(DualEncoder):
         self.model_cfg = model_cfg
         self._make_tokenizer = make_tokenizer
         self.embed_dim = int(model_cfg["embed_dim"])
+        self.architecture = json.dumps(model_cfg, sort_keys=True, default=str)
         size = self.preprocess_cfg["size"]
         self.image_size = int(size) if isinstance(size, int) else max(int(side) for side in size)
         self.preprocessing = "open_clip " + json.dumps(self.preprocess_cfg, sort_keys=True)

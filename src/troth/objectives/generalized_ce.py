@@ -48,9 +48,8 @@ class GeneralizedCE:
 
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
         """Return ``(B,)`` losses, between 0 and ``1 / q``."""
-        partition = pairs.log_sum_exp()
-        positive = pairs.positive_logits()
-        return 0.5 * (self._loss(positive - partition.image) + self._loss(positive - partition.text))
+        surprise = pairs.cross_entropy()
+        return 0.5 * (self._loss(-surprise.image) + self._loss(-surprise.text))
 
     def _loss(self, log_probability: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         # expm1 keeps the digits of a pair that is nearly certain, where 1 - p^q would cancel.

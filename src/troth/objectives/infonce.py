@@ -39,5 +39,5 @@ class InfoNCE:
 
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
         """Return ``(B,)`` losses in nats."""
-        partition = pairs.log_sum_exp()
-        return 0.5 * (partition.image + partition.text) - pairs.positive_logits()
+        surprise = pairs.cross_entropy()
+        return 0.5 * (surprise.image + surprise.text)

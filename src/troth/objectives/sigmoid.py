@@ -24,8 +24,7 @@ class Sigmoid:
 
     The paper writes the sum over all ``i, j`` divided by the batch size. Which pair owns the term ``(i, j)`` is our
     choice: half goes to image ``i``, half to caption ``j``, so that the mean over pairs is the paper's loss and a
-    pair's own loss sees both its image and its caption. With ``log(1 + e^-l) = log(1 + e^l) - l`` the loss of a pair
-    is its two softplus sums, averaged, less its positive logit.
+    pair's own loss sees both its image and its caption.
 
     Source: Zhai et al. 2023, "Sigmoid loss for language image pre-training", equation in section 3.2. The learned
     bias starts at -10 and the scale at 10 there.
@@ -40,5 +39,5 @@ class Sigmoid:
 
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
         """Return ``(B,)`` losses in nats."""
-        sums = pairs.softplus_sums()
-        return 0.5 * (sums.image + sums.text) - pairs.positive_logits()
+        sums = pairs.binary_cross_entropy()
+        return 0.5 * (sums.image + sums.text)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-from PIL import Image
-from torch import Tensor
+from typing import cast, get_args
 
 from troth import distributed
 from troth.data import (
@@ -19,22 +17,23 @@ from troth.data import (
     FeatureStream,
     FolderSource,
     ImageTextStream,
-    ImageTransform,
     Ledger,
     Plan,
     Source,
     SourceConfig,
     TableSource,
     TarSource,
-    decode,
 )
+from troth.data.embedded_source import EmbeddedSplit
 from troth.embed import FrozenEncoders
 from troth.embed.features import Progress
+from troth.embed.pictures import picture_transform
 from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder
 from troth.errors import UserError
 from troth.recipe import Recipe
 
-_TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
+_TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+_SECTIONS = {item.name for item in fields(Recipe)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Built:
         Raises:
             UserError: if the batch is larger than the data, or cannot be divided among the ranks.
         """
-        with at("train"):
+        with at("data.noise"):
             return self._stream(ledger)
 
     def _stream(self, ledger: Ledger | None) -> BatchStream:
@@ -121,7 +120,7 @@ def at(place: str) -> Iterator[None]:
         parent, _, last = place.rpartition(".")
         if inner.startswith(f"{last}.") and parent:
             inner = inner.removeprefix(f"{last}.")
-        if inner == place or inner.startswith(f"{place}."):
+        if inner == place or inner.partition(".")[0] in _SECTIONS:
             raise
         where = f"{place}.{inner}" if inner.replace("_", "").replace(".", "").isalnum() else f"{place}: {inner}"
         raise UserError(error.message, where=where if inner else place, remedy=error.remedy) from None
@@ -160,36 +159,6 @@ def _frozen(recipe: Recipe, on_progress: Progress | None) -> FrozenEncoders | No
     return FrozenEncoders(recipe.model, on_progress=on_progress, num_workers=workers)
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """An open_clip transform of pictures, for preprocessings that :class:`ImageTransform` has no words for."""
-
-    transform: Callable[[Image.Image], Tensor]
-
-    def __call__(self, data: bytes) -> Tensor:
-        return self.transform(decode(data))
-
-
-def picture_transform(encoder: OpenClipEncoder, *, train: bool) -> Callable[[bytes], Tensor]:
-    """Return encoded bytes to a tensor as the encoder wants it, decoding no larger than needed where that is exact."""
-    preprocess = encoder.preprocess_cfg
-    size = preprocess["size"]
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    # A training crop is never squashed or padded, whatever evaluation does with the whole picture.
-    plain = sides[0] == sides[1] and preprocess.get("mode", "RGB") == "RGB"
-    if plain and (train or preprocess.get("resize_mode", "shortest") == "shortest"):
-        interpolation = preprocess.get("interpolation", "bicubic")
-        if interpolation in ("bicubic", "bilinear"):
-            return ImageTransform(
-                image_size=sides[0],
-                mean=tuple(preprocess["mean"]),
-                std=tuple(preprocess["std"]),
-                interpolation=interpolation,
-                train=train,
-            )
-    return _Decoded(encoder.image_transform(train))
-
-
 def data_argument(text: str) -> SourceConfig:
     """Understand a data set named on the command line.
 
@@ -198,16 +167,15 @@ def data_argument(text: str) -> SourceConfig:
     """
     kind, _, rest = text.partition(":")
     if kind == "embedded":
-        splits = ("train", "style-shift", "retrieval", "concept")
+        splits = get_args(EmbeddedSplit)
         if rest not in splits:
             raise UserError(f"no split {rest!r}", where=text, remedy=f"one of: {', '.join(splits)}")
-        return EmbeddedSource(split=rest)  # type: ignore[arg-type]  # checked above
+        return EmbeddedSource(split=cast(EmbeddedSplit, rest))
     if kind == "recipe":
         from troth import recipe as recipes
 
         return recipes.load(rest).data.source
-    bare = text.removesuffix(".gz")
-    if bare.endswith(".tar"):
+    if text.endswith((".tar", ".tar.gz", ".tgz")):
         return TarSource(urls=text)
     path = Path(text)
     if path.is_dir():
