@@ -74,6 +74,11 @@ MISTAKES = [
         ['evaluation.tasks=[{kind="retrieval"}, {kind="retrieval"}]'],
         ["evaluation", "two tasks are called 'retrieval'", "a name of its own"],
     ),
+    (["evaluation.best=retrieval/image_to_text/median_rank"], ["best names no metric"]),
+    (['evaluation.tasks=[{kind="retrieval", k=[]}]'], ["evaluation.tasks.0.k", "at least 1 item"]),
+    (['evaluation.tasks=[{kind="zero-shot", templates=[]}]'], ["evaluation.tasks.0.templates", "at least 1 item"]),
+    (['evaluation.tasks=[{kind="zero-shot", templates=["x"]}]'], ["evaluation.tasks.0.templates.0", "not 'x'"]),
+    (["seed=99999999999999999999999"], ["seed", "less than"]),
     # a setting that is none
     (["train.epochs"], ["--set train.epochs: not a setting", "field.field=value"]),
     (["=3"], ["--set =3: not a setting"]),
@@ -101,6 +106,7 @@ BUILDING = [
     ("small-infonce", ['data.source={kind="table", path="no.csv"}'], ["data.source.path: there is no table 'no.csv'"]),
     ("small-infonce", ['data.source={kind="webdataset", urls="no-{0..3}.tar"}'], ["data.source.urls", "no-0.tar"]),
     ("small-infonce", ["data.noise={fraction=0.2, partners='foreign'}"], ["data.noise.reserve", "name a source"]),
+    ("small-infonce", ["data.noise={fraction=0.001, mode='batch'}"], ["data.noise.fraction", "raise it"]),
     ("heads-infonce", ["model.text_encoder=no-such-encoder"], ["model.text_encoder", "no-such-encoder"]),
     ("heads-infonce", ["model.image_encoder=vgg"], ["model.image_encoder", "efficientnet-lite0"]),
     ("open-clip", ["data.source={kind='embedded'}", "model.name=ViT-B-33"], ["model.name", "ViT-B-32"]),
@@ -176,3 +182,9 @@ def test_settings_are_toml_and_bare_words_are_strings() -> None:
     assert recipe.objective == Sigmoid()
     assert recipe.seed == 7
     assert recipes.load("heads-infonce").data.source == EmbeddedSource()
+
+
+def test_the_order_of_settings_does_not_matter() -> None:
+    settings = ["objective.q=0.7", "objective.kind=generalized_ce"]
+    for order in (settings, settings[::-1]):
+        assert recipes.load("heads-infonce", order).objective == GeneralizedCE(q=0.7)

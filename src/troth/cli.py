@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +52,11 @@ def train(
     from troth.errors import UserError
 
     if resume is not None:
-        if recipe is not None or settings or out is not None:
+        if recipe is not None or settings or out is not None or dry_run:
             raise UserError(
-                "--resume continues a run as it began", where="troth train", remedy="leave out RECIPE, --set and --out"
+                "--resume continues a run as it began",
+                where="troth train",
+                remedy="leave out RECIPE, --set, --out and --dry-run",
             )
         run.resume(resume, progress=not quiet)
         return
@@ -121,12 +121,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where runs, table and report go.")] = Path("runs/demo"),
     noise: Annotated[float, typer.Option(help="The share of training captions to shuffle.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the noise, the weights and the order of the data.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data; the recipe's by default.")] = None,
+    settings: Settings = None,
 ) -> None:
     """Train on real pairs with wrong captions, plainly and robustly; evaluate, audit, and write an HTML report."""
     from troth.demo import run_demo
 
-    run_demo(out, noise=noise, seed=seed, epochs=epochs)
+    run_demo(out, noise=noise, seed=seed, settings=settings or ())
 
 
 @recipe_app.command("list")
@@ -166,32 +166,34 @@ def data_check(
     run.check_data(data, ledger)
 
 
-@contextlib.contextmanager
-def _user_errors_as_lines() -> Iterator[None]:
-    """Turn a user's mistake into one line and exit code 2; a traceback is for our own bugs."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, a traceback is for our own bugs."""
     from troth.errors import NonFiniteLossError, UserError
 
     try:
-        yield
+        code = app(arguments, prog_name="troth", standalone_mode=False)
     except (UserError, NonFiniteLossError) as error:
-        print(f"troth: {' '.join(str(error).split())}", file=sys.stderr)
-        _exit(2)
-    except KeyboardInterrupt:
-        print(
-            "troth: interrupted; a run that has checkpoints continues with `troth train --resume RUN`", file=sys.stderr
-        )
-        _exit(130)
+        code = _say(str(error), 2)
+    except typer.Abort:
+        code = 130
     except BrokenPipeError:
         # Whoever read our output has had enough, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(0)
+        code = 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        code = _say(f"{error.filename}: {error.strerror}", 2)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises for a wrong option or argument
+            raise
+        error.show()  # type: ignore[attr-defined]
+        code = int(getattr(error, "exit_code", 2))
+    if code == 130:
+        _say("interrupted; a run that has checkpoints continues with `troth train --resume RUN`", 130)
+    raise SystemExit(code or 0)
 
 
-def _exit(code: int) -> None:
-    raise SystemExit(code) from None
-
-
-def main() -> None:
-    """Run the command line."""
-    with _user_errors_as_lines():
-        app(prog_name="troth")
+def _say(text: str, code: int) -> int:
+    print(f"troth: {' '.join(text.split())}", file=sys.stderr)
+    return code

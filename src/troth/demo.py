@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -75,6 +76,7 @@ METRICS = (
         group="Retrieval, unseen clip art",
     ),
 )
+MARK = ".troth-demo"
 SUSPICIOUS = 24
 RESULTS = 5
 
@@ -127,14 +129,14 @@ class Outcome:
     histogram: SimilarityHistogram | None = None
 
 
-def run_demo(out: Path, *, noise: float = 0.3, seed: int = 0, epochs: int | None = None) -> ReportData:
+def run_demo(out: Path, *, noise: float = 0.3, seed: int = 0, settings: Sequence[str] = ()) -> ReportData:
     """Train, evaluate and audit the demo's methods; print the table and write ``report.html`` into ``out``.
 
     Args:
         out: the demo's folder; an earlier demo in it is replaced.
         noise: share of the training captions that is shuffled.
         seed: of noise, weights and order.
-        epochs: passes over the data; None for the recipes'.
+        settings: ``field=value`` overrides of all its recipes, such as ``train.epochs=5``.
 
     Raises:
         UserError: for a folder with other things in it, or a noise rate that cannot be.
@@ -142,12 +144,12 @@ def run_demo(out: Path, *, noise: float = 0.3, seed: int = 0, epochs: int | None
     started = time.monotonic()
     if not 0 < noise < 1:
         raise UserError(f"must lie between 0 and 1, not {noise:g}", where="--noise", remedy="such as 0.3")
+    chosen = [_recipe(method, noise, seed, settings) for method in METHODS]
     _clear(out)
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)  # a file or a pipe has no width of its own
     console.print(f"Training pairs with {noise:.0%} of the captions shuffled (seed {seed})", highlight=False)
-    chosen = [_recipe(method, noise, seed, epochs) for method in METHODS]
     model = chosen[0].model
     assert isinstance(model, Heads), "the demo's recipes are heads"
     console.print("[bold]Frozen features of all pictures and captions[/] (once; then from the cache)")
@@ -163,7 +165,9 @@ def run_demo(out: Path, *, noise: float = 0.3, seed: int = 0, epochs: int | None
         outcomes.append(_run(method, recipe, out / method.name, frozen))
     built = build(chosen[0], frozen=frozen)
     assert isinstance(built.noise, CaptionAssignment)
-    data = _report_data(outcomes, built.source, built.noise, noise, seed, time.monotonic() - started)
+    data = _report_data(
+        outcomes, built.source, built.noise, _command(noise, seed, settings), seed, time.monotonic() - started
+    )
     data.save(out / "report")
     page = render_report(data, out)
     console.print()
@@ -173,22 +177,18 @@ def run_demo(out: Path, *, noise: float = 0.3, seed: int = 0, epochs: int | None
 
 
 def _clear(out: Path) -> None:
-    """Make room for a new demo, in an empty folder or one that an earlier demo filled."""
-    if not out.exists():
-        return
-    ours = {"report", "report.html", "report_files", *(method.name for method in METHODS)}
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
-    if foreign:
-        raise UserError(f"holds something else: {foreign[0]}", where=str(out), remedy="choose another --out")
-    for path in out.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Make room for a new demo: in a new or empty folder, or in one that bears an earlier demo's mark."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise UserError("the folder holds something else", where=str(out), remedy="choose another --out")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("A demo of Troth wrote this folder, and the next one may replace it.\n", encoding="utf-8")
 
 
-def _recipe(method: Method, noise: float, seed: int, epochs: int | None) -> Recipe:
-    settings = [f"seed={seed}", f"data.noise.fraction={noise if method.noisy else 0.0}"]
-    if epochs is not None:
-        settings.append(f"train.epochs={epochs}")
-    return recipes.load(method.recipe, settings)
+def _recipe(method: Method, noise: float, seed: int, settings: Sequence[str]) -> Recipe:
+    own = [f"seed={seed}", f"data.noise.fraction={noise if method.noisy else 0.0}"]
+    return recipes.load(method.recipe, [*settings, *own])
 
 
 def _run(method: Method, recipe: Recipe, folder: Path, frozen: FrozenEncoders) -> Outcome:
@@ -212,7 +212,7 @@ def _run(method: Method, recipe: Recipe, folder: Path, frozen: FrozenEncoders) -
 
 
 def _report_data(
-    outcomes: Sequence[Outcome], source: Source, noise: CaptionAssignment, rate: float, seed: int, seconds: float
+    outcomes: Sequence[Outcome], source: Source, noise: CaptionAssignment, command: str, seed: int, seconds: float
 ) -> ReportData:
     images: dict[str, bytes] = {}
     audited = max((o for o in outcomes if o.truth is not None), key=lambda o: o.method.name == "generalized_ce")
@@ -221,7 +221,7 @@ def _report_data(
     examples = _examples(outcomes, retrieval, images)
     wrong = int(noise.mismatched.sum())
     return ReportData(
-        title=f"Learning from {len(source):,} pairs, {rate:.0%} of them wrong",
+        title=f"Learning from {len(source):,} pairs, {wrong / len(source):.0%} of them wrong",
         introduction=(
             f"{wrong:,} of {len(source):,} training captions were moved to other pictures on purpose. Two models learn "
             "from the same wrong pairs, a third from the pairs as they were; all take equal steps. They are tested on "
@@ -238,14 +238,28 @@ def _report_data(
         retrievals=examples,
         suspicious=suspicious,
         suspicious_by=audited.method.label,
-        provenance=_provenance(rate, seed, seconds),
+        provenance=_provenance(command, seed, seconds),
         images=images,
     )
 
 
-def _provenance(rate: float, seed: int, seconds: float) -> Provenance:
+def _command(noise: float, seed: int, settings: Sequence[str]) -> str:
+    return shlex.join(
+        [
+            "troth",
+            "demo",
+            "--noise",
+            f"{noise:g}",
+            "--seed",
+            str(seed),
+            *(part for s in settings for part in ("--set", s)),
+        ]
+    )
+
+
+def _provenance(command: str, seed: int, seconds: float) -> Provenance:
     return Provenance(
-        command=f"troth demo --noise {rate:g} --seed {seed}",
+        command=command,
         seed=seed,
         seconds=seconds,
         date=date.today().isoformat(),
@@ -253,8 +267,8 @@ def _provenance(rate: float, seed: int, seconds: float) -> Provenance:
         versions={"python": platform.python_version(), **{name: version(name) for name in ("troth", "torch")}},
         notes=(
             "One seed: the standard errors are those of the test queries, not of training anew.",
-            "No hyper-parameter was chosen on these tests. The mask of wrong pairs served only the histograms "
-            "and to score the audit.",
+            "No hyper-parameter was chosen on these tests; which emoji style is the unseen one was, once, before any "
+            "method was compared. The mask of wrong pairs served only the histograms and the audit's scores.",
             "Retrievals shown, each way: the first test query that both noisy models answer among their first five, "
             "the first that only the robust one does, and the first that only the plain one does.",
         ),

@@ -93,7 +93,7 @@ class Recipe:
     """
 
     description: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=Heads)
     geometry: GeometryConfig = field(default_factory=Sphere)
@@ -120,7 +120,7 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         name: a TOML file, or the name of a shipped recipe.
         overrides: ``a.b=value`` settings, the value in TOML (a bare word is a string). Setting a ``kind`` to another
-            one drops the fields that belonged to the old kind.
+            one drops the fields that belonged to the old kind, setting the tasks drops the ``best`` of the old ones.
 
     Raises:
         UserError: one line with the file or field and the remedy.
@@ -187,7 +187,8 @@ def _read(name: str | Path) -> dict[str, Any]:
 
 
 def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    for override in overrides:
+    # What drops other fields comes first, so that the order of the settings does not matter.
+    for override in sorted(overrides, key=lambda text: not _drops_others(text.partition("=")[0].strip())):
         name, separator, text = override.partition("=")
         steps = name.strip().split(".")
         if not separator or not all(steps):
@@ -204,8 +205,15 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         value = _value(text.strip())
         if steps[-1] == "kind" and node.get("kind") != value:
             node.clear()
+        if name.strip() == "evaluation.tasks":
+            node.pop("best", None)
         node[steps[-1]] = value
     return tree
+
+
+def _drops_others(name: str) -> bool:
+    """Say whether setting ``name`` drops fields that belonged to its old value."""
+    return name.endswith(".kind") or name == "evaluation.tasks"
 
 
 def _value(text: str) -> Any:

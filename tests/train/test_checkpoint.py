@@ -10,7 +10,7 @@ import torch
 from tests.train.small import IMAGE_DIM, SmallEncoder, small_model
 from troth.errors import UserError
 from troth.state import State
-from troth.train import Checkpoints, OptimizerConfig, Position, load, read_position
+from troth.train import Checkpoints, OptimizerConfig, Position, load, load_model, read_position
 
 
 def position(step: int, **values: object) -> Position:
@@ -136,6 +136,36 @@ def test_another_model_or_other_data_are_refused(tmp_path: Path) -> None:
         load(path, small_model(encoder=encoder), None, State(5, "f" * 64))
     with pytest.raises(UserError, match="another data set"):
         load(path, *fresh()[:2], State(5, "g" * 64))
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "missing", "a folder"])
+def test_weights_that_cannot_be_read_are_one_line(tmp_path: Path, how: str) -> None:
+    path = Checkpoints(tmp_path).save(position(4), *trained())
+    victim = path / "model.safetensors"
+    content = victim.read_bytes()
+    victim.unlink()
+    if how == "a folder":
+        victim.mkdir()
+    elif how != "missing":
+        victim.write_bytes(content[:-9] if how == "truncated" else b"")
+    with pytest.raises(UserError, match=r"the weights cannot be read: .*\(bring the file back") as raised:
+        load_model(path, small_model(bias=True))
+    assert raised.value.where == str(victim)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_new_position_replaces_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    checkpoints, parts = Checkpoints(tmp_path, keep_last=1), trained()
+    checkpoints.save(position(3, best_step=3), *parts)
+    path = checkpoints.save(position(7, best_step=3), *parts)
+    assert checkpoints.steps() == [3, 7]
+    before = {child.name: child.read_bytes() for child in path.iterdir() if child.name != "trainer.json"}
+    noted = position(7, best_step=7, best_value=0.5, metrics={"recall": 0.5}, evaluated_step=7)
+    checkpoints.rewrite_position(noted)
+    assert read_position(path) == noted
+    assert {child.name: child.read_bytes() for child in path.iterdir() if child.name != "trainer.json"} == before
+    assert checkpoints.latest() == path
+    assert checkpoints.steps() == [7]  # the former best is no longer kept
 
 
 def test_positions_of_later_versions_can_be_read(tmp_path: Path) -> None:

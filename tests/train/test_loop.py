@@ -14,7 +14,17 @@ from troth.data.ledger import Ledger, LedgerEntry
 from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.infonce import InfoNCE
-from troth.train import Checkpoints, OptimizerConfig, ScheduleConfig, Trainer, read_log, read_position
+from troth.train import (
+    Checkpoints,
+    OptimizerConfig,
+    Position,
+    RunLog,
+    ScheduleConfig,
+    Trainer,
+    TrainResult,
+    read_log,
+    read_position,
+)
 
 
 def trainer(folder: Path, *, model: ContrastiveModel | None = None, stream: SmallStream | None = None, **arguments):
@@ -122,6 +132,92 @@ def test_evaluation_picks_the_best_and_resumes_know_it(tmp_path: Path) -> None:
     assert len(read_log(tmp_path, "evaluate")) == 5
 
 
+class _KilledError(Exception):
+    pass
+
+
+def _kill_around(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Make the run end at a place around the saving and evaluating of step 10."""
+    owner, method, after = {
+        "saved": (Checkpoints, "save", True),
+        "evaluated": (RunLog, "write", False),
+        "logged": (Checkpoints, "rewrite_position", False),
+        "rewritten": (Checkpoints, "rewrite_position", True),
+    }[where]
+    original = getattr(owner, method)
+
+    def killing(self: Checkpoints | RunLog, first: Position | str, *others: object, **named: object) -> object:
+        here = first.step == 10 if isinstance(first, Position) else (first, others[0]) == ("evaluate", 10)
+        if here and not after:
+            raise _KilledError
+        result = original(self, first, *others, **named)
+        if here:
+            raise _KilledError
+        return result
+
+    monkeypatch.setattr(owner, method, killing)
+
+
+@pytest.mark.parametrize("best_epoch", [1, 2])
+@pytest.mark.parametrize("where", ["saved", "evaluating", "evaluated", "logged", "rewritten"])
+def test_a_run_that_ends_around_an_evaluation_resumes_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, best_epoch: int
+) -> None:
+    failing = False
+
+    def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
+        if failing and epoch == 2:
+            raise _KilledError
+        pairs = model.encoder.encode_image(SmallStream().image)
+        return {"recall": float(epoch == best_epoch), "mean": float(pairs.mean()), "drawn": float(torch.rand(()))}
+
+    def run(name: str, **named: bool) -> TrainResult:
+        arguments = {"evaluate": evaluate, "best_metric": "recall", "config": {"keep_last": 1}}
+        return trainer(tmp_path / name, model=small_model(dropout=0.3), **arguments).run(**named)
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        failing = where == "evaluating"
+        if not failing:
+            _kill_around(patch, where)
+        with pytest.raises(_KilledError):
+            run("parts")
+    failing = False
+    checkpoints = Checkpoints(tmp_path / "parts" / "checkpoints")
+    assert checkpoints.latest() == checkpoints.path(10)
+    assert len(read_log(tmp_path / "parts", "evaluate")) == (2 if where in ("logged", "rewritten") else 1)
+    best = checkpoints.best()
+    assert best is not None
+    assert best.exists()
+
+    resumed = run("parts", resume=True)
+    assert (resumed.metrics, resumed.best_step) == (whole.metrics, 5 * best_epoch) == (whole.metrics, whole.best_step)
+    assert without_clock(read_log(tmp_path / "parts")) == without_clock(read_log(tmp_path / "whole"))
+    for step in {5 * best_epoch, 15}:
+        folders = [tmp_path / name / "checkpoints" / f"step-{step:08d}" for name in ("whole", "parts")]
+        assert sorted(path.name for path in folders[1].iterdir()) == sorted(path.name for path in folders[0].iterdir())
+        assert read_position(folders[0]) == read_position(folders[1])
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), (step, name)
+    assert checkpoints.steps() == sorted({5 * best_epoch, 15})
+
+
+def test_an_evaluation_that_fails_at_the_end_is_made_up_for_without_a_step(tmp_path: Path) -> None:
+    def broken(model: ContrastiveModel, epoch: int) -> dict[str, float]:
+        raise ValueError("no captions")
+
+    config = {"evaluate_every_epochs": 100}
+    with pytest.raises(ValueError, match="no captions"):
+        trainer(tmp_path, evaluate=broken, config=config).run()
+    seen: list[int] = []
+    arguments = {"evaluate": lambda model, epoch: seen.append(epoch) or {"recall": 1.0}, "config": config}
+    result = trainer(tmp_path, **arguments).run(resume=True)
+    assert (result.step, result.metrics, seen) == (15, {"recall": 1.0}, [3])
+    assert len(read_log(tmp_path, "train")) == 15
+    assert trainer(tmp_path, **arguments).run(resume=True).metrics == {"recall": 1.0}
+    assert (seen, len(read_log(tmp_path, "evaluate"))) == ([3], 1)
+
+
 def test_evaluating_changes_nothing_in_training(tmp_path: Path) -> None:
     def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
         return {"noise": float(torch.rand(()))}
@@ -133,7 +229,7 @@ def test_evaluating_changes_nothing_in_training(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_without_the_deciding_metric_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no metric 'recal'.*one of: recall"):
+    with pytest.raises(UserError, match=r"^evaluation\.best: .*no metric 'recal'.*one of: recall"):
         trainer(tmp_path, evaluate=lambda model, epoch: {"recall": 1.0}, best_metric="recal").run()
 
 
@@ -214,6 +310,41 @@ def test_resuming_with_other_threads_is_said(tmp_path: Path, caplog: pytest.LogC
     finally:
         torch.set_num_threads(threads)
     assert f"not bit for bit: threads {threads} -> {threads + 1}" in caplog.text
+
+
+def test_resuming_in_another_precision_or_on_another_device_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = trainer(tmp_path, config={"epochs": 1}).run().checkpoint
+    assert (read_position(path).device, read_position(path).precision) == ("cpu", "float32")
+
+    def said(**config: object) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="troth"):
+            trainer(tmp_path, config={"epochs": 1, **config}).run(resume=True)
+        return caplog.text
+
+    assert said() == ""
+    assert "not bit for bit: precision float32 -> bfloat16" in said(precision="bfloat16")
+    text = (path / "trainer.json").read_text()
+    (path / "trainer.json").write_text(text.replace('"device": "cpu"', '"device": "cuda (Some GPU)"'))
+    assert "not bit for bit: device cuda (Some GPU) -> cpu" in said()
+    record = json.loads(text)
+    del record["position"]["device"], record["position"]["precision"]  # as earlier versions wrote it
+    (path / "trainer.json").write_text(json.dumps(record))
+    assert said(precision="bfloat16") == ""
+
+
+def test_later_checkpoints_tell_what_the_resumed_run_computed_with(tmp_path: Path) -> None:
+    class Stopping(SmallStream):
+        def batches(self, start_step: int, stop_step: int):
+            yield from super().batches(start_step, 7)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path, stream=Stopping()).run()
+    path = trainer(tmp_path, config={"precision": "bfloat16"}).run(resume=True).checkpoint
+    assert read_position(path).precision == "bfloat16"
 
 
 class _Convolution(SmallEncoder):

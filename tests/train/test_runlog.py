@@ -37,6 +37,41 @@ def test_resuming_cuts_off_the_steps_that_come_again(tmp_path: Path) -> None:
     assert read_log(tmp_path) == []
 
 
+def test_damage_in_the_middle_costs_only_its_own_lines(tmp_path: Path) -> None:
+    lines = [
+        '{"event": "train", "step": 1}',
+        '{"event": "train", "st\x00\x00',
+        "[1, 2]",
+        '{"note": "no step, no event"}',
+        '{"event": "train", "step": 2}',
+        '{"event": "train", "step": 3}',
+        '{"note": "goes with step 3"}',
+    ]
+    (tmp_path / LOG_NAME).write_text("\n".join(lines) + "\n")
+    assert [record["step"] for record in read_log(tmp_path, "train")] == [1, 2, 3]
+    assert len(read_log(tmp_path)) == 5
+    with RunLog(tmp_path, after_step=2) as log:
+        log.write("train", 3)
+    assert read_log(tmp_path) == [
+        {"event": "train", "step": 1},
+        {"note": "no step, no event"},
+        {"event": "train", "step": 2},
+        {"event": "train", "step": 3},
+    ]
+
+
+def test_an_evaluation_that_comes_again_is_cut_off(tmp_path: Path) -> None:
+    for evaluated in (True, False):
+        with RunLog(tmp_path) as log:
+            for step in (1, 2):
+                log.write("train", step)
+                log.write("evaluate", step)
+        with RunLog(tmp_path, after_step=2, evaluated=evaluated):
+            pass
+        assert [record["step"] for record in read_log(tmp_path, "train")] == [1, 2]
+        assert [record["step"] for record in read_log(tmp_path, "evaluate")] == ([1, 2] if evaluated else [1])
+
+
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

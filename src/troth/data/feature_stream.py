@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -72,7 +73,7 @@ class FeatureStream:
         self._text_features = text_features
         self._starts, self._counts, self._caption_rows = _lookup(source, reserve, captions)
         self.num_samples = len(source)
-        self.fingerprint = stream_fingerprint(source, self._noise)
+        self.fingerprint = _fingerprint(stream_fingerprint(source, self._noise), usable, image_features, text_features)
         self.steps_per_epoch = plan.steps_per_epoch
         self.batch_size = plan.batch_size
 
@@ -87,6 +88,14 @@ class FeatureStream:
             ids = torch.from_numpy(index)
             batch = Batch(ids, self._image_features[ids].float(), self._text_features[text].float())
             yield LoadedBatch(batch, (), torch.from_numpy(mismatched[self._rows]))
+
+
+def _fingerprint(pairs: str, usable: Tensor, *features: Tensor) -> str:
+    """Hash what batches are made of: keys, captions, which samples take part, and the bits of the features."""
+    digest = hashlib.sha256(pairs.encode())
+    for tensor in (usable, *features):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _lookup(

@@ -9,7 +9,8 @@ Rules, the same for every source:
 * a picture of more than ``max_pixels`` is refused from its header, before a pixel is decoded. JPEGs are judged at the
   scale they are decoded at;
 * a broken or truncated picture is a :class:`~troth.data.ledger.SampleError`, never a grey area. (JPEG has no check
-  sums: flipped bits inside its data can decode to a wrong picture without an error.)
+  sums, and Pillow does not verify those of a PNG's pixels: flipped bits inside the data can decode to a wrong picture
+  without an error.)
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ its reason, so that nothing crashes and nothing goes missing in silence.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from troth.data.files import atomic_path
+
+logger = logging.getLogger("troth")
 
 #: Why a sample was skipped. A small closed set, so that counts can be compared between runs.
 Reason = Literal[
@@ -107,9 +110,12 @@ class Ledger:
 
     @classmethod
     def read(cls, path: str | Path) -> Ledger:
-        """Read a ledger that :meth:`write` wrote."""
-        with Path(path).open(encoding="ascii") as file:
-            return cls(LedgerEntry(**json.loads(line)) for line in file if line.strip())
+        """Read a ledger that :meth:`write` wrote; lines that are damaged are left out, with a warning of how many."""
+        lines = [line for line in Path(path).read_bytes().split(b"\n") if line.strip()]
+        entries = [entry for entry in map(_entry_of, lines) if entry is not None]
+        if len(entries) < len(lines):
+            logger.warning("%s: left out %d damaged of %d lines", path, len(lines) - len(entries), len(lines))
+        return cls(entries)
 
     def __iter__(self) -> Iterator[LedgerEntry]:
         return iter(self._entries.values())
@@ -122,3 +128,13 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({self.counts()})"
+
+
+def _entry_of(line: bytes) -> LedgerEntry | None:
+    """Return the entry in a line of a ledger's file, None if it holds none."""
+    try:
+        entry = LedgerEntry(**json.loads(line.decode("ascii")))
+    except (ValueError, TypeError):
+        return None
+    whole = isinstance(entry.key, str) and isinstance(entry.detail, str) and entry.reason in REASONS
+    return entry if whole else None

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from troth.data.ledger import Ledger
 from troth.data.source import Source
 from troth.embed.cache import FeatureCache, Uncached
 from troth.embed.features import FrozenFeatures, Progress, frozen_features
@@ -81,6 +82,9 @@ class Embedder:
         frozen: for heads, what their frozen encoders gave so far; None loads them when needed.
         precision: ``bfloat16`` runs towers under autocast; points are float32 either way.
         num_workers: processes that decode pictures; None chooses.
+
+    Attributes:
+        ledger: the pictures that could not be read so far.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Embedder:
         if frozen is None and isinstance(model.encoder, HeadsEncoder):
             frozen = FrozenEncoders(model.encoder.config, num_workers=num_workers)
         self._frozen = frozen
+        self.ledger = Ledger()
         self._texts: dict[tuple[str, ...], Float[Tensor, "C D"]] = {}
 
     @property
@@ -113,9 +118,11 @@ class Embedder:
             source,
             self._cache,
             features=None if self._frozen is None else self._frozen.features(source),
+            captions=False,
             precision=self._precision,
             num_workers=self._num_workers,
         )
+        self.ledger.extend(embedded.ledger)
         index = torch.nonzero(embedded.valid)[:, 0]
         return index, embedded.image[index]
 

@@ -92,6 +92,7 @@ def embed_source(
     *,
     features: FrozenFeatures | None = None,
     extra_captions: Iterable[str] = (),
+    captions: bool = True,
     precision: Precision = "float32",
     batch_size: int = 64,
     num_workers: int | None = None,
@@ -110,6 +111,7 @@ def embed_source(
         features: for heads, the frozen features of ``source`` if the caller has them already; they must hold
             ``extra_captions`` too.
         extra_captions: further texts to embed (class prompts, say).
+        captions: whether towers embed the captions too; without, ``text`` is empty.
         precision: ``bfloat16`` runs the towers under autocast; points are float32 either way.
         batch_size: pictures, or captions, that towers take at once.
         num_workers: processes that decode pictures.
@@ -157,12 +159,12 @@ def embed_source(
         ),
         encode_images,
     )
-    captions = distinct_captions(source, extra_captions)
+    texts = distinct_captions(source, extra_captions) if captions else ()
     return SourceEmbeddings(
-        captions=captions,
+        captions=texts,
         image=images.tensors["features"],
         valid=images.tensors["valid"],
-        text=_embed_tokens(model, captions, cache, weights, precision, batch_size),
+        text=_embed_tokens(model, texts, cache, weights, precision, batch_size),
         ledger=ledger_of(images),
     )
 

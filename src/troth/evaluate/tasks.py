@@ -25,7 +25,9 @@ from troth.evaluate.zero_shot import class_embedding, zero_shot
 from troth.types import STRICT
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Cutoffs = tuple[Annotated[int, Field(gt=0)], ...]
+Cutoffs = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+Template = Annotated[str, Field(pattern=r"\{\}")]
+Templates = Annotated[tuple[Template, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,16 +46,21 @@ class ZeroShotTask:
     name: Name = "zero-shot"
     source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="style-shift"))
     class_field: str = "name"
-    templates: tuple[str, ...] = ("{}",)
+    templates: Templates = ("{}",)
     topk: Cutoffs = (1, 5)
 
     def metric_names(self) -> tuple[str, ...]:
-        """Return what :meth:`run` measures (fewer cut-offs if there are fewer classes)."""
+        """Return the metrics of :meth:`run` that larger is better of (fewer cut-offs if there are fewer classes)."""
         return (*(f"top{k}" for k in self.topk), "mean_class_accuracy")
+
+    def check(self) -> None:
+        """Open the data and read one sample's class name. Raises UserError for what :meth:`run` could not do."""
+        source = _opened(self.source, "source")
+        _field(source, 0, self.class_field)
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
-        source = self.source.open()
+        source = _opened(self.source, "source")
         index, images = embedder.images(source)
         labels = concept_labels([_field(source, i, self.class_field) for i in index.tolist()])
         classes = _class_points(embedder, labels.class_names, self.templates)
@@ -80,17 +87,22 @@ class ConceptTask:
     source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="concept"))
     names_source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="style-shift"))
     class_field: str = "name"
-    templates: tuple[str, ...] = ("{}",)
+    templates: Templates = ("{}",)
     topk: Cutoffs = (1, 5)
 
     def metric_names(self) -> tuple[str, ...]:
-        """Return what :meth:`run` measures (fewer cut-offs if there are fewer classes)."""
+        """Return the metrics of :meth:`run` that larger is better of (fewer cut-offs if there are fewer classes)."""
         names = (*(f"top{k}" for k in self.topk), "mean_class_accuracy")
         return tuple(f"{part}/{name}" for part in ("held_out", "all") for name in names)
 
+    def check(self) -> None:
+        """Open the data and read one sample's class name. Raises UserError for what :meth:`run` could not do."""
+        for source in (_opened(self.source, "source"), _opened(self.names_source, "names_source")):
+            _field(source, 0, self.class_field)
+
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
-        source, others = self.source.open(), self.names_source.open()
+        source, others = _opened(self.source, "source"), _opened(self.names_source, "names_source")
         index, images = embedder.images(source)
         own = [_field(source, i, self.class_field) for i in index.tolist()]
         names = sorted({*own, *(_field(others, i, self.class_field) for i in range(len(others)))})
@@ -118,13 +130,17 @@ class RetrievalTask:
     k: Cutoffs = (1, 5, 10)
 
     def metric_names(self) -> tuple[str, ...]:
-        """Return what :meth:`run` measures (fewer cut-offs if there are fewer candidates)."""
-        names = (*(f"recall@{k}" for k in self.k), "mrr", "median_rank")
+        """Return the metrics of :meth:`run` that larger is better of (fewer cut-offs with fewer candidates)."""
+        names = (*(f"recall@{k}" for k in self.k), "mrr")
         return (*(f"{way}/{name}" for way in ("image_to_text", "text_to_image") for name in names), "mean_recall")
+
+    def check(self) -> None:
+        """Open the data. Raises UserError for what :meth:`run` could not do."""
+        _opened(self.source, "source")
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model. Pictures with an equal caption are one group: any of them answers it."""
-        source = self.source.open()
+        source = _opened(self.source, "source")
         index, images = embedder.images(source)
         chosen = [source.captions(i)[: self.captions] for i in index.tolist()]
         owners = [row for row, captions in enumerate(chosen) for _ in captions]
@@ -136,6 +152,15 @@ class RetrievalTask:
 
 #: What a recipe may put under ``[[evaluation.tasks]]``, told apart by ``kind``.
 TaskConfig = Annotated[ZeroShotTask | ConceptTask | RetrievalTask, Field(discriminator="kind")]
+
+
+def _opened(config: SourceConfig, field: str) -> Source:
+    """Open a task's source; what is wrong with it is said of the task's field."""
+    try:
+        return config.open()
+    except UserError as error:
+        where = f"{field}.{error.where}" if error.where else field
+        raise UserError(error.message, where=where, remedy=error.remedy) from None
 
 
 def _field(source: Source, index: int, name: str) -> str:

@@ -12,6 +12,8 @@ from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run.build import build_model
 from troth.train import Checkpoints, load_model, read_position
+from troth.train.checkpoint import find_damage
+from troth.train.hardware import resolve_device
 
 RECIPE_NAME = "recipe.toml"
 
@@ -56,10 +58,13 @@ def open_run(folder: Path, which: str = "best", settings: Sequence[str] = ()) ->
             raise UserError(f"no checkpoint {which!r}", where=str(folder), remedy=f"best, last, or one of: {known}")
         path = checkpoints.path(int(which))
     elif which == "best":
-        best_step = read_position(latest).best_step
-        path = latest if best_step is None else checkpoints.path(best_step)
+        path = checkpoints.best() or latest
+    damage = find_damage(path)
+    if damage is not None:
+        raise UserError(f"the checkpoint is damaged: {damage}", where=str(path), remedy="choose another --checkpoint")
     model = build_model(recipe)
     load_model(path, model)
+    model.to(resolve_device(recipe.train.device))
     return OpenedRun(recipe, model.eval(), path, read_position(path).step)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,7 +47,12 @@ def run_tasks(
     results = []
     for number, task in enumerate(recipe.evaluation.tasks):
         with at(f"evaluation.tasks.{number}"):
-            results.append(task.run(embedder))
+            unreadable = len(embedder.ledger)
+            result = task.run(embedder)
+            if len(embedder.ledger) > unreadable:
+                note = f"{len(embedder.ledger) - unreadable} pictures could not be read and were left out"
+                result = replace(result, notes=(*result.notes, note))
+            results.append(result)
     return results
 
 
@@ -54,14 +61,15 @@ def flatten(results: Sequence[TaskResult]) -> dict[str, float]:
     return {f"{result.task}/{name}": value for result in results for name, value in result.metrics.items()}
 
 
-def save_results(folder: Path, metrics: Mapping[str, float], results: Sequence[TaskResult] = ()) -> Path:
-    """Write ``evaluation.json``: metrics by name and, where known, their standard errors and query counts."""
+def save_results(folder: Path, results: Sequence[TaskResult]) -> Path:
+    """Write ``evaluation.json``: metrics by name, their standard errors where known, query counts and notes."""
     record = {
-        "metrics": dict(metrics),
+        "metrics": flatten(results),
         "standard_errors": {
             f"{result.task}/{name}": value for result in results for name, value in result.standard_errors.items()
         },
         "num_queries": {result.task: result.num_queries for result in results},
+        "notes": {result.task: list(result.notes) for result in results if result.notes},
     }
     path = folder / EVALUATION_NAME
     with atomic_path(path) as temporary:
@@ -77,7 +85,7 @@ def evaluate(folder: Path, which: str = "best", settings: Sequence[str] = ()) ->
             "the recipe has no tasks", where="evaluation.tasks", remedy="add some with --set or in the file"
         )
     results = run_tasks(run.recipe, run.model, cache=FeatureCache())
-    path = save_results(folder, flatten(results), results)
+    path = save_results(folder, results)
     table = Table(title=f"{folder} at step {run.step}")
     for heading in ("task", "metric"):
         table.add_column(heading)
@@ -114,7 +122,15 @@ def embed(folder: Path, which: str, data: str, out: Path) -> None:
     with atomic_path(out) as temporary:
         tensors = {"index": index, "image": image.contiguous(), "text": text.contiguous()}
         save_file(tensors, temporary, metadata={"fingerprint": source.fingerprint, "run": str(folder)})
-    Console().print(f"{len(index):,} samples, {image.shape[1]} dimensions, written to {out}", highlight=False)
+    console = Console()
+    _say_unreadable(embedder, console)
+    console.print(f"{len(index):,} samples, {image.shape[1]} dimensions, written to {out}", highlight=False)
+
+
+def _say_unreadable(embedder: Embedder, console: Console) -> None:
+    for reason, count in embedder.ledger.counts().items():
+        example = next(entry for entry in embedder.ledger if entry.reason == reason)
+        console.print(f"left out: {count} {reason}, for example {example.key}: {example.detail}", highlight=False)
 
 
 def caption_points(embedder: Embedder, captions: Sequence[Sequence[str]]) -> Float[Tensor, "N D"]:
@@ -129,15 +145,25 @@ def caption_points(embedder: Embedder, captions: Sequence[Sequence[str]]) -> Flo
     return embedder.geometry.project(total / counts)
 
 
-def audit_source(embedder: Embedder, source: Source, noise: CaptionAssignment | None = None) -> AuditTable:
-    """Score every readable pair of a source, with the captions it was trained with."""
+def audit_source(
+    embedder: Embedder, source: Source, noise: CaptionAssignment | None = None, reserve: Source | None = None
+) -> AuditTable:
+    """Score every readable pair of a source, with the captions it was trained with.
+
+    Args:
+        embedder: of the trained model.
+        source: the pairs.
+        noise: whose captions they were given; None for their own.
+        reserve: where foreign captions came from, if any did.
+    """
     index, image = embedder.images(source)
     owners = index.tolist() if noise is None else [int(noise.caption_of[i]) for i in index.tolist()]
-    if any(owner >= len(source) for owner in owners):
-        raise UserError(
-            "an audit of foreign captions needs their reserve", where="data.noise", remedy="audit a run without them"
-        )
-    captions = [source.captions(owner) for owner in owners]
+    places = [(source, owner) if owner < len(source) else (reserve, owner - len(source)) for owner in owners]
+    captions, keys = [], []
+    for place, owner in places:
+        assert place is not None, "foreign captions without their reserve"
+        captions.append(place.captions(owner))
+        keys.append(place.key(owner))
     return audit_pairs(
         image,
         caption_points(embedder, captions),
@@ -145,7 +171,7 @@ def audit_source(embedder: Embedder, source: Source, noise: CaptionAssignment | 
         ids=index.numpy(),
         keys=[source.key(i) for i in index.tolist()],
         captions=[group[0] for group in captions],
-        caption_keys=[source.key(owner) for owner in owners],
+        caption_keys=keys,
     )
 
 
@@ -154,14 +180,20 @@ def audit(folder: Path, which: str, out: Path) -> None:
     run = open_run(folder, which)
     built = build(run.recipe)
     noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
-    table = audit_source(Embedder(run.model, FeatureCache()), built.source, noise)
+    embedder = Embedder(run.model, FeatureCache())
+    table = audit_source(embedder, built.source, noise, built.reserve)
     table.write(out)
     console = Console()
+    _say_unreadable(embedder, console)
+    if noise is None:
+        console.print("The run's noise was drawn anew in every batch: the pairs are audited with their own captions.")
     shown = Table(title="Most suspicious pairs")
     for heading in ("key", "given caption", "score", "decision"):
         shown.add_column(heading, overflow="ellipsis", no_wrap=True)
     for row in table.score.argsort(kind="stable")[:10]:
-        shown.add_row(table.key[row], table.caption[row], f"{table.score[row]:.3f}", table.decision[row])
+        shown.add_row(
+            escape(table.key[row]), escape(table.caption[row]), f"{table.score[row]:.3f}", table.decision[row]
+        )
     console.print(shown)
     counts = {decision: table.decision.count(decision) for decision in ("keep", "review", "drop")}
     summary = ", ".join(f"{count:,} {decision}" for decision, count in counts.items())
@@ -194,5 +226,5 @@ def check_data(data: str, ledger_path: Path | None = None) -> None:
     table.add_column("for example", overflow="ellipsis", no_wrap=True)
     for reason, count in ledger.counts().items():
         example = next(entry for entry in ledger if entry.reason == reason)
-        table.add_row(reason, f"{count:,}", f"{example.key}: {example.detail}")
+        table.add_row(reason, f"{count:,}", escape(f"{example.key}: {example.detail}"))
     console.print(table)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,10 +18,11 @@ from troth.embed.features import Progress as OnProgress
 from troth.encoders import ContrastiveModel
 from troth.errors import UserError
 from troth.recipe import Recipe
-from troth.run.build import Built, build
+from troth.run.build import Built, at, build
 from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
 from troth.train import Trainer, TrainResult, dry_run
+from troth.train.hardware import resolve_device
 from troth.train.resume import holds_run
 
 NOISE_NAME = "noise.npz"
@@ -77,9 +77,12 @@ def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
     recipe = built.recipe
     ledger = Ledger(built.source.ledger)
     stream = built.stream(ledger)
+    _open_tasks(recipe)
 
     def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
-        return flatten(run_tasks(recipe, model, frozen=built.frozen))
+        results = run_tasks(recipe, model, frozen=built.frozen)
+        save_results(folder, results)
+        return flatten(results)
 
     return Trainer(
         built.model,
@@ -95,6 +98,13 @@ def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
     )
 
 
+def _open_tasks(recipe: Recipe) -> None:
+    """Open what the tasks will need, so that a missing test set is found before training and not after it."""
+    for number, task in enumerate(recipe.evaluation.tasks):
+        with at(f"evaluation.tasks.{number}"):
+            task.check()
+
+
 def _finish(trainer: Trainer, folder: Path, *, resume: bool) -> TrainResult:
     result = trainer.run(resume=resume)
     if distributed.is_main():
@@ -102,8 +112,6 @@ def _finish(trainer: Trainer, folder: Path, *, resume: bool) -> TrainResult:
         skipped = ", ".join(f"{count} {reason}" for reason, count in trainer.ledger.counts().items())
         if skipped:
             console.print(f"Skipped samples (see {folder / 'ledger.jsonl'}): {skipped}", highlight=False)
-        if result.metrics:
-            save_results(folder, result.metrics)
         for name in _worth_printing(result.metrics):
             console.print(f"  {name:36} {result.metrics[name]:.4f}", highlight=False)
         console.print(f"{result.step} steps in {result.seconds:.0f} s; run in {folder}", highlight=False)
@@ -120,6 +128,7 @@ def show_dry_run(recipe: Recipe) -> None:
         with feature_progress(True) as on_progress:
             built = build(recipe, on_progress=on_progress)
             stream = built.stream()
+            _open_tasks(recipe)
         report = dry_run(built.model, recipe.objective, stream, recipe.train, seed=recipe.seed)
         if not distributed.is_main():
             return
@@ -136,7 +145,7 @@ def show_dry_run(recipe: Recipe) -> None:
         "all steps": _duration(report.total_seconds),
         "peak memory": f"{report.peak_mib:,.0f} MiB",
     }
-    table = Table(title="Dry run: nothing was written", show_header=False)
+    table = Table(title="Dry run: no run was begun", show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
@@ -150,10 +159,7 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _process_group(recipe: Recipe) -> Iterator[None]:
-    device = recipe.train.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    distributed.initialise(device)
+    distributed.initialise(resolve_device(recipe.train.device))
     try:
         yield
     finally:

@@ -7,7 +7,8 @@ A checkpoint is a folder ``checkpoints/step-00000123`` with
 * ``state.safetensors``: what is remembered about each pair, with the data's fingerprint;
 * ``trainer.json``: where the run is, what it must match to be resumed, and the digest of each of the other files.
 
-It is written under another name, brought to the disk, and renamed. No generator's state is saved, since every step is
+It is written under another name, brought to the disk, and renamed. An evaluation comes after it and changes only the
+position in ``trainer.json``, which is replaced in the same way. No generator's state is saved, since every step is
 seeded (:mod:`troth.train.randomness`), and no loader's, since batches are a pure function of the step.
 """
 
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from troth import distributed
@@ -58,6 +60,10 @@ class Position:
         best_step: the step whose evaluation was best, if there was one.
         best_value: its value of the metric that decides.
         metrics: the last evaluation.
+        evaluated_step: the step of the last evaluation. A checkpoint is written before its evaluation, which this then
+            does not know of.
+        device: what the last step was computed on, None where it was not written down.
+        precision: what the towers computed in, None where it was not written down.
         versions: of Python and the libraries whose change may change the last bits.
     """
 
@@ -72,6 +78,9 @@ class Position:
     best_step: int | None = None
     best_value: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    evaluated_step: int | None = None
+    device: str | None = None
+    precision: str | None = None
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "python": platform.python_version(),
@@ -79,6 +88,11 @@ class Position:
             "numpy": np.__version__,
         }
     )
+
+    def made_with(self, other: Position) -> Position:
+        """Return this position with the ranks, threads, hardware and libraries of ``other``."""
+        names = ("world_size", "threads", "device", "precision", "versions")
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
 
 
 class Checkpoints:
@@ -125,6 +139,19 @@ class Checkpoints:
             self._prune(position.best_step)
         distributed.barrier()
         return path
+
+    def rewrite_position(self, position: Position) -> None:
+        """Replace, in one go, the position in the checkpoint of its step; then remove checkpoints that are too old."""
+        if distributed.is_main():
+            path = self.path(position.step)
+            record = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
+            temporary = path / f"{_PARTIAL}trainer.json"
+            _write_record(temporary, {**record, "position": dataclasses.asdict(position)})
+            _sync(temporary)
+            temporary.replace(path / "trainer.json")
+            _sync(path)
+            self._prune(position.best_step)
+        distributed.barrier()
 
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints, oldest first."""
@@ -198,7 +225,7 @@ def load_model(path: Path, model: nn.Module) -> None:
     """Put the weights of the checkpoint at ``path`` into ``model``.
 
     Raises:
-        UserError: if they are those of another model.
+        UserError: if they are those of another model, or cannot be read.
     """
     try:
         safetensors.torch.load_model(model, path / "model.safetensors")
@@ -208,6 +235,13 @@ def load_model(path: Path, model: nn.Module) -> None:
             f"the checkpoint is of another model: {' '.join(lines[:2])[:300]}",
             where=str(path),
             remedy="use the model section of the recipe the run began with",
+        ) from None
+    except (SafetensorError, OSError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UserError(
+            f"the weights cannot be read: {' '.join(reason.split())[:300]}",
+            where=str(path / "model.safetensors"),
+            remedy="bring the file back from a copy, use another checkpoint, or train anew in another folder",
         ) from None
 
 
@@ -248,10 +282,14 @@ def _write_files(
         "position": dataclasses.asdict(position),
         "sha256": {path.name: _digest(path) for path in sorted(folder.iterdir())},
     }
-    (folder / "trainer.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    _write_record(folder / "trainer.json", record)
     for path in folder.iterdir():
         _sync(path)
     _sync(folder)
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _move_into_place(partial: Path, path: Path) -> None:

@@ -35,6 +35,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """Name what kind of hardware ``device`` is: the same for all GPUs of one model."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Say whether ``device`` multiplies bfloat16 matrices natively (CPU: AMX or AVX512-BF16), not by emulation."""
     if device.type == "cuda":
@@ -51,6 +56,11 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
         return torch.bfloat16
     return None
+
+
+def describe_precision(dtype: torch.dtype | None) -> str:
+    """Name what :func:`resolve_precision` returned, as a recipe does."""
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:

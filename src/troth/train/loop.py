@@ -22,9 +22,10 @@ from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.base import Objective
 from troth.state import State
 from troth.train.checkpoint import Checkpoints, Position, load, read_position
-from troth.train.hardware import Precision, resolve_device, resolve_precision
+from troth.train.hardware import Precision, describe_device, describe_precision, resolve_device, resolve_precision
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.progress import Meter, ProgressBar
+from troth.train.randomness import seed_step
 from troth.train.resume import check_can_resume, holds_run
 from troth.train.runlog import RunLog
 from troth.train.step import NonFiniteStepError, StepReport, TrainStep, rows_of
@@ -129,7 +130,8 @@ class Trainer:
         folder: where log, checkpoints and ledger go.
         seed: the run's seed.
         state: what is remembered about each pair; None: a new one for the stream's data.
-        evaluate: scores the model. Called on rank 0 only, so it must not talk to the other ranks.
+        evaluate: scores the model. Called on rank 0 only, so it must not talk to the other ranks. The checkpoint is
+            written first: an error here costs no step, and resuming evaluates again.
         best_metric: the name of the evaluation's metric (larger is better) whose best checkpoint is kept.
         ledger: samples that could not be used, those of the indexing included; grows as batches skip more.
         progress: show a progress bar if there is a terminal.
@@ -171,7 +173,16 @@ class Trainer:
         self.total_steps = config.epochs * stream.steps_per_epoch
         self._objective = objective
         self._make_step = config.step_maker(model, objective, self.state, seed)
-        self._position = Position(0, 0, self.total_steps, stream.batch_size, seed, stream.fingerprint)
+        self._position = Position(
+            0,
+            0,
+            self.total_steps,
+            stream.batch_size,
+            seed,
+            stream.fingerprint,
+            device=describe_device(next(model.parameters()).device),
+            precision=describe_precision(self._make_step.precision),
+        )
 
     def run(self, *, resume: bool = False) -> TrainResult:
         """Train to the end, from the newest checkpoint if ``resume``, and return how it ended.
@@ -186,8 +197,17 @@ class Trainer:
         self.model.train()
         main = distributed.is_main()
         with ProgressBar(self.total_steps, done=start, shown=self.progress and main) as bar:
-            log = RunLog(self.folder, after_step=start, tensorboard=self.config.tensorboard) if main else None
+            log = None
+            if main:
+                log = RunLog(
+                    self.folder,
+                    after_step=start,
+                    evaluated=not self._evaluation_is_owed(),
+                    tensorboard=self.config.tensorboard,
+                )
             try:
+                if self._evaluation_is_owed():  # the run ended between a checkpoint and its evaluation
+                    self._run_evaluation(log)
                 self._train(start, log, bar)
             finally:
                 if log is not None:
@@ -214,9 +234,10 @@ class Trainer:
             )
         path = self.checkpoints.latest() if resume else None
         if path is not None:
-            check_can_resume(read_position(path), self._position, path)
-            optimizer = self._make_step.optimizer
-            self._position = load(path, self.model, optimizer, self.state)
+            current = self._position
+            check_can_resume(read_position(path), current, path)
+            saved = load(path, self.model, self._make_step.optimizer, self.state)
+            self._position = saved.made_with(current)
         self._objective.prepare(self.state)
         if resume and (self.folder / LEDGER_NAME).exists():
             self.ledger.extend(Ledger.read(self.folder / LEDGER_NAME))
@@ -242,20 +263,34 @@ class Trainer:
                 self._after_step(done, log)
 
     def _after_step(self, done: int, log: RunLog | None) -> None:
-        """Evaluate and save where it is time to."""
-        steps_per_epoch, last = self.stream.steps_per_epoch, done == self.total_steps
-        due = done % (self.config.evaluate_every_epochs * steps_per_epoch) == 0 or last
-        if due and self.evaluate is not None:
-            self._run_evaluation(log)
+        """Save and evaluate where it is time to, in this order: no error of the evaluation can lose the steps."""
         every = self.config.checkpoint_every_steps
-        if due or (every is not None and done % every == 0):
+        if self._is_due(done) or (every is not None and done % every == 0):
             if log is not None:
                 log.sync()
             self._write_ledger()
             self.checkpoints.save(self._position, self.model, self._make_step.optimizer, self.state)
+        if self._evaluation_is_owed():
+            self._run_evaluation(log)
+
+    def _is_due(self, done: int) -> bool:
+        """Say whether ``done`` steps end with an evaluation."""
+        every: int = self.config.evaluate_every_epochs * self.stream.steps_per_epoch
+        return done == self.total_steps or (done > 0 and done % every == 0)
+
+    def _evaluation_is_owed(self) -> bool:
+        """Say whether an evaluation of the model as it is now is due and has not come to its end."""
+        step = self._position.step
+        return self.evaluate is not None and self._is_due(step) and self._position.evaluated_step != step
 
     def _run_evaluation(self, log: RunLog | None) -> None:
+        """Evaluate, and tell the log and the checkpoint, which has been written, what came of it.
+
+        The log comes first. A run that ends in between has a line of an evaluation that its checkpoint does not know:
+        resuming takes it out (``evaluated`` of :class:`RunLog`) and evaluates again, with the same draws.
+        """
         assert self.evaluate is not None
+        seed_step(self.seed, self._position.step, distributed.rank())
         metrics: dict[str, float] = {}
         if distributed.is_main():
             self.model.eval()
@@ -263,16 +298,20 @@ class Trainer:
                 metrics = self.evaluate(self.model, self._position.epoch)
             self.model.train()
         metrics = distributed.broadcast_object(metrics)
-        self._position = replace(self._position, metrics=metrics)
+        self._position = replace(self._position, metrics=metrics, evaluated_step=self._position.step)
         if self.best_metric is not None:
             self._note_best(metrics, self.best_metric)
         if log is not None:
             log.write("evaluate", self._position.step, epoch=self._epoch(self._position.step), **metrics)
+            log.sync()
+        self.checkpoints.rewrite_position(self._position)
 
     def _note_best(self, metrics: dict[str, float], name: str) -> None:
         if name not in metrics:
             raise UserError(
-                f"the evaluation has no metric {name!r}", where="best_metric", remedy=f"one of: {', '.join(metrics)}"
+                f"the evaluation has no metric {name!r}",
+                where="evaluation.best",
+                remedy=f"one of: {', '.join(metrics)}",
             )
         best, value = self._position.best_value, metrics[name]
         if math.isfinite(value) and (best is None or value > best):

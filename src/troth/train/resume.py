@@ -29,7 +29,7 @@ def check_can_resume(saved: Position, current: Position, path: Path) -> None:
     """Make sure that the run described by ``current`` is the one that wrote the checkpoint at ``path``.
 
     What changes the course of the run is refused. What changes only the last bits (how many ranks, threads, which
-    versions of the libraries) is reported in the log of the program.
+    device, precision and versions of the libraries) is reported in the log of the program.
 
     Raises:
         UserError: if it is another run.
@@ -47,6 +47,11 @@ def check_can_resume(saved: Position, current: Position, path: Path) -> None:
         for name, before, now in (
             ("ranks", saved.world_size, current.world_size),
             ("threads", saved.threads, current.threads),
+            *(
+                (name, getattr(saved, name), getattr(current, name))
+                for name in ("device", "precision")
+                if getattr(saved, name) is not None  # checkpoints of earlier versions do not tell
+            ),
             *((name, saved.versions.get(name), now) for name, now in current.versions.items()),
         )
         if before != now

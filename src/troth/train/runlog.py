@@ -23,13 +23,15 @@ class RunLog:
         folder: the run's folder; the log continues what is there.
         after_step: what the run resumes from. Lines of later steps were written by a process that was killed before
             its next checkpoint; they are cut off, since these steps come again.
+        evaluated: whether the evaluation at ``after_step``, if one is due there, is done; if not, its line is cut off
+            too, since it comes again.
         tensorboard: also write TensorBoard events under ``folder/tensorboard``, if TensorBoard is installed.
     """
 
-    def __init__(self, folder: Path, *, after_step: int = 0, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, *, after_step: int = 0, evaluated: bool = True, tensorboard: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG_NAME
-        _cut_back(path, after_step)
+        _cut_back(path, after_step, evaluated)
         self._file = path.open("a", encoding="utf-8")
         self._board = _summary_writer(folder / "tensorboard", after_step) if tensorboard else None
 
@@ -67,10 +69,10 @@ class RunLog:
 def read_log(folder: Path, event: str | None = None) -> list[dict[str, Any]]:
     """Return the records of a run's log in order, or only those of one ``event``.
 
-    A last line that was cut short by a kill is left out.
+    Lines that are not whole (the last one of a run that was killed, say) are left out.
     """
     records = [record for _, record in _records(folder / LOG_NAME)]
-    return [record for record in records if event is None or record["event"] == event]
+    return [record for record in records if event is None or record.get("event") == event]
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,16 +83,22 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 record = json.loads(line)
             except ValueError:
-                return  # nothing after a broken line can be relied on
-            if line.endswith("\n"):
+                continue
+            if isinstance(record, dict) and line.endswith("\n"):
                 yield line, record
 
 
-def _cut_back(path: Path, after_step: int) -> None:
-    """Leave in the log at ``path`` only what happened up to ``after_step``."""
+def _cut_back(path: Path, after_step: int, evaluated: bool) -> None:
+    """Leave in the log at ``path`` only what happened up to ``after_step``, its evaluation only if ``evaluated``."""
     if not path.exists():
         return
-    kept = [line for line, record in _records(path) if record["step"] <= after_step and after_step > 0]
+    kept, step = [], 0
+    for line, record in _records(path):
+        if isinstance(record.get("step"), int):
+            step = record["step"]  # a record without a step goes with the one before it
+        again = step > after_step or (step == after_step and not evaluated and record.get("event") == "evaluate")
+        if after_step > 0 and not again:
+            kept.append(line)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(kept)
