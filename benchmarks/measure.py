@@ -47,7 +47,7 @@ def _run(prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...], 
     queue.put(Measurement(statistics.median(seconds[1:] or seconds), max(peaks), value))
 
 
-def measure(prepare: Callable[..., Callable[[], Any]], *arguments: Any, repeats: int = 3) -> Measurement:
+def measure(prepare: Callable[..., Callable[[], Any]], *arguments: Any, repeats: int = 2) -> Measurement:
     """Measure ``prepare(*arguments)()`` in a fresh process, ``repeats`` times after one call that is not timed."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -8,12 +8,13 @@ no more of its time; B = 65,536 in less than 3 GiB (no peer there: its logits al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import measure
+from benchmarks.measure import Measurement, measure
 from benchmarks.table import Record, arguments, report, save
 from troth.objectives import InfoNCE, Sigmoid
 from troth.similarity import Pairs
@@ -56,14 +57,20 @@ def open_clips(kind: str, size: int) -> Callable[[], float]:
     return step
 
 
+def _together(measurements: Sequence[Measurement]) -> Measurement:
+    seconds = statistics.median(each.seconds for each in measurements)
+    return Measurement(seconds, max(each.peak_mib for each in measurements), measurements[0].value)
+
+
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     quick = options.quick
     records: list[Record] = []
     for size in (1024, 4096) if quick else (4096, 16384):
         for kind, peer in (("infonce", "open_clip ClipLoss"), ("sigmoid", "open_clip SigLipLoss")):
-            repeats = 3 if size <= 4096 else 2
-            mine, theirs = measure(ours, kind, size, repeats=repeats), measure(open_clips, kind, size, repeats=repeats)
+            # Taking turns, so that a machine that drifts drifts for both.
+            rounds = [(measure(ours, kind, size), measure(open_clips, kind, size)) for _ in range(2)]
+            mine, theirs = (_together([each[place] for each in rounds]) for place in (0, 1))
             assert abs(mine.value - theirs.value) <= 1e-5 * abs(theirs.value), (mine.value, theirs.value)
             case = f"{kind} B={size} D={DIM}"
             records.append(Record(case, "seconds", mine.seconds, theirs.seconds, peer))

@@ -209,6 +209,7 @@ def test_an_evaluation_that_fails_at_the_end_is_made_up_for_without_a_step(tmp_p
     config = {"evaluate_every_epochs": 100}
     with pytest.raises(ValueError, match="no captions"):
         trainer(tmp_path, evaluate=broken, config=config).run()
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [15]
     seen: list[int] = []
     arguments = {"evaluate": lambda model, epoch: seen.append(epoch) or {"recall": 1.0}, "config": config}
     result = trainer(tmp_path, **arguments).run(resume=True)
