@@ -54,7 +54,7 @@ class ImageTransform:
         draft_margin: a JPEG is decoded at the smallest scale at which the crop still is this many times the target,
             per side; infinity always decodes at full scale. Measured by ``benchmarks.image_loading`` (1-4 megapixels
             to 224 px): 1.0, 1.5, 2, 3 change the evaluation pixels by 0.52, 0.38, 0.24, 0.13 of 255 on average and
-            take about 0.4, 0.45, 0.5, 0.6 of the time of full decoding. The default is the fastest: half a grey
+            take about 0.3 to 0.45 of the time of full decoding. The default is the fastest: half a grey
             level is less than the JPEG itself has lost.
         max_pixels: larger pictures are refused as ``image-too-large``.
     """

@@ -1,0 +1,27 @@
+"""The only room that forms a block of similarities; streaming lives here and nowhere else.
+
+Everything an objective wants to know about the ``N x N`` matrix of logits
+
+.. code-block:: text
+
+    logits[i, j] = scale * similarity(image_i, text_j) + bias
+
+it asks of :class:`Pairs`, which forms the matrix one tile at a time, reduces it, and forgets it. Memory is
+``O(B * (D + tile))`` instead of ``O(B * N)``; values and gradients are those of the whole matrix, to rounding.
+
+Two ways through the matrix:
+
+* a *fused pass* reduces every row and every column in one sweep, with the gradient written out by hand
+  (:meth:`Pairs.cross_entropy`, :meth:`Pairs.binary_cross_entropy`): two products forward in the dense way become one,
+  and with several ranks each forms only its own rows against all columns, yet every column is reduced completely;
+* :meth:`Pairs.row_losses` hands *complete rows* to any function of the objective's and recomputes them in the
+  backward pass.
+"""
+
+from __future__ import annotations
+
+from troth.similarity.fused import TILE
+from troth.similarity.pairs import Pairs, TwoWay
+from troth.similarity.ranking import best_rank, topk
+
+__all__ = ["TILE", "Pairs", "TwoWay", "best_rank", "topk"]
