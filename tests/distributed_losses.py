@@ -1,44 +1,83 @@
 """Run under torchrun by test_distributed.py: every rank writes its losses and gradients."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from tests.objectives.test_conformance import OBJECTIVES, bias_of, features
+from tests.objectives.instances import INSTANCES, case_of, features, pairs_of, state_of
 from troth import distributed
-from troth.similarity import Pairs
+from troth.similarity import GroupMatches, ListedMatches, Pairs
 from troth.state import State
 from troth.types import Side
+
+SIZE = 8
+
+
+def own(values: Tensor | None) -> Tensor:
+    assert values is not None
+    return distributed.own_rows(values).clone()
+
+
+def two_steps(name: str) -> tuple[Tensor, list[Tensor]]:
+    """Losses and gradients of a second step, with the memory of a first on the same pairs the other way round."""
+    case = case_of(INSTANCES[name].objective, size=SIZE)
+    state = state_of(case)
+    for step in (2, 3):
+        state.clock = replace(case.clock, step=step)
+        leaves = [own(x).requires_grad_() for x in (case.image, case.text)]
+        leaves.append(case.scale.clone().requires_grad_())
+        bias = None if case.bias is None else case.bias.clone().requires_grad_()
+        mine = replace(
+            case,
+            image=leaves[0],
+            text=leaves[1],
+            scale=leaves[2],
+            bias=bias,
+            index=own(case.index),
+            matches=own(case.matches),
+            weight=own(case.weight),
+            teacher_image=own(case.teacher_image),
+        )
+        losses = case.objective(pairs_of(mine, tile=(3, 2)), state)
+        inputs = leaves if bias is None else [*leaves, bias]
+        gradients = torch.autograd.grad(losses.mean(), inputs, allow_unused=True, materialize_grads=True)
+        case = replace(case, image=case.text, text=case.image)
+    return losses.detach(), list(gradients)
+
+
+def known_matches(kind: str) -> tuple[Tensor, list[Tensor]]:
+    """Groups and lists of matches, whose rows and columns cross the ranks."""
+    image, text = (own(x).requires_grad_() for x in features(SIZE))
+    scale, index = torch.tensor(3.0, dtype=torch.float64, requires_grad=True), torch.arange(SIZE).flip(0) + 100
+    matches: GroupMatches | ListedMatches = GroupMatches(own(torch.arange(SIZE) % 3))
+    if kind == "listed":
+        listed = torch.tensor([100, 103, 107, 999]), torch.tensor([107, 103, 101, 100])
+        matches = ListedMatches.from_samples(*listed, torch.tensor([0.5, 0.25, 2.0, 9.0]).double(), own(index))
+    sums = Pairs(image, text, scale, matches=matches, tile=(3, 2)).target_cross_entropy("positive", 0.1)
+    losses = sums.image + 2 * sums.text
+    return losses.detach(), list(torch.autograd.grad(losses.mean(), [image, text, scale]))
+
+
+def rows() -> tuple[Tensor, list[Tensor]]:
+    image, text = (own(x).requires_grad_() for x in features(SIZE))
+    scale = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
+    losses = Pairs(image, text, scale, tile=(3, 2)).row_losses(
+        lambda logits, positive: logits.logsumexp(1) ** 2 - logits.gather(1, positive[:, None])[:, 0], Side.TEXT
+    )
+    return losses.detach(), list(torch.autograd.grad(losses.mean(), [image, text, scale]))
 
 
 def compute(folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.initialise()
-    image, text = features(8)
-    results = {}
-    for cls in OBJECTIVES:
-        objective = cls()
-        own = [distributed.own_rows(x).clone().requires_grad_() for x in (image, text)]
-        scale = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
-        bias = bias_of(objective)
-        inputs = [*own, scale] if bias is None else [*own, scale, bias.requires_grad_()]
-        state = State(8, "test")
-        objective.prepare(state)
-        pairs = Pairs(*own, scale, bias, distributed.own_rows(torch.arange(8)), tile=(3, 2))
-        losses = objective(pairs, state)
-        results[objective.kind] = (losses.detach(), torch.autograd.grad(losses.mean(), inputs))
-
-    own = [distributed.own_rows(x).clone().requires_grad_() for x in (image, text)]
-    scale = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
-    rows = Pairs(*own, scale, tile=(3, 2)).row_losses(
-        lambda logits, positive: logits.logsumexp(1) ** 2 - logits.gather(1, positive[:, None])[:, 0], Side.TEXT
-    )
-    results["row_losses"] = (rows.detach(), torch.autograd.grad(rows.mean(), [*own, scale]))
-
-    state = State(8, "test")
+    results = {name: two_steps(name) for name in INSTANCES}
+    results |= {kind: known_matches(kind) for kind in ("grouped", "listed")} | {"row_losses": rows()}
+    state = State(SIZE, "test")
     state.declare("u")
-    state.write("u", distributed.own_rows(torch.arange(8)), distributed.own_rows(torch.arange(8) * 10.0))
+    state.write("u", own(torch.arange(SIZE)), own(torch.arange(SIZE) * 10.0))
     torch.save({"results": results, "state": state.read("u")}, folder / f"{distributed.rank()}.pt")
     distributed.barrier()
     distributed.shutdown()

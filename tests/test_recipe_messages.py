@@ -8,7 +8,7 @@ from troth import recipe as recipes
 from troth.data import EmbeddedSource, FolderSource
 from troth.encoders import OpenClip, Small
 from troth.errors import UserError
-from troth.objectives import GeneralizedCE, InfoNCE, Sigmoid
+from troth.objectives import CleanPosterior, GeneralizedCE, InfoNCE, Reweighted, Sigmoid, Sum
 from troth.run import build
 
 #: (settings on top of heads-generalized-ce, what the one line must contain)
@@ -22,7 +22,7 @@ MISTAKES = [
     (["data.source.path='x'"], ["data.source.path", "known here: kind, split"]),
     (["data.noise.fractoin=0.1"], ["data.noise.fractoin", "did you mean 'fraction'?"]),
     (["model.embed=1"], ["model.embed", "did you mean 'embed_dim'?"]),
-    (["geometry.radius=1"], ["geometry.radius", "known here: kind"]),
+    (["geometry.kind=sphere", "geometry.radius=1"], ["geometry.radius", "known here: kind"]),
     (["scale.temperature=0.07"], ["scale.temperature", "known here: init, cap, learnable, bias_init"]),
     (["objective.p=0.5"], ["objective.p", "known here: kind, q"]),
     (['evaluation.tasks=[{kind="zero-shot", nme="x"}]'], ["evaluation.tasks.0.nme", "did you mean 'name'?"]),
@@ -79,6 +79,43 @@ MISTAKES = [
     (['evaluation.tasks=[{kind="zero-shot", templates=[]}]'], ["evaluation.tasks.0.templates", "at least 1 item"]),
     (['evaluation.tasks=[{kind="zero-shot", templates=["x"]}]'], ["evaluation.tasks.0.templates.0", "not 'x'"]),
     (["seed=99999999999999999999999"], ["seed", "less than"]),
+    # inside objectives that are made of objectives
+    (["objective.kind=sum"], ["objective.terms: a value is missing here"]),
+    (['objective={kind="sum", terms=[]}'], ["objective.terms: list should have at least 1 item"]),
+    (['objective={kind="sum", terms=[{kind="infonce"}]}'], ["objective.terms.0: must be a list"]),
+    (['objective={kind="sum", terms=[[1.0]]}'], ["objective.terms.0.1: a value is missing here"]),
+    (['objective={kind="sum", terms=[[1.0, "infonce"]]}'], ["objective.terms.0.1: must be a table, not 'infonce'"]),
+    (['objective={kind="sum", terms=[["x", {kind="infonce"}]]}'], ["objective.terms.0.0", "valid number", "not 'x'"]),
+    (['objective={kind="sum", terms=[[nan, {kind="infonce"}]]}'], ["objective.terms.0.0", "a finite number"]),
+    (
+        ['objective={kind="sum", terms=[[1.0, {kind="infonce"}], [1, {kind="infonec"}]]}'],
+        ["objective.terms.1.1: unknown kind 'infonec'", "'sum'"],
+    ),
+    (
+        ['objective={kind="sum", terms=[[1.0, {kind="sum", terms=[[2, {kind="generalized_ce", Q=0.5}]]}]]}'],
+        ["objective.terms.0.1.terms.0.1.Q: unknown key", "known here: kind, q"],
+    ),
+    (["objective={kind='reweighted', by={kind='given'}}"], ["objective.objective: a value is missing here"]),
+    (
+        ["objective={kind='reweighted', objective={kind='generalized_ce', q=2}, by={kind='given'}}"],
+        ["objective.objective.q", "less than or equal to 1", "not 2"],
+    ),
+    (
+        ["objective={kind='reweighted', objective={kind='infonce'}, by={kind='infonce'}}"],
+        ["objective.by: unknown kind 'infonce'", "'clean_posterior', 'given'"],
+    ),
+    (
+        ["objective={kind='reweighted', objective={kind='infonce'}, by={kind='clean_posterior', kep=0.5}}"],
+        ["objective.by.kep: unknown key", "did you mean 'keep'?"],
+    ),
+    (
+        ['objective={kind="sum", terms=[[1.0, {kind="infonce"}]]}', "objective.terms.1.0=2"],
+        ["--set objective.terms.1.0=2: '1' is no place in a list of 1", "a number from 0 to 0"],
+    ),
+    (
+        ['objective={kind="sum", terms=[[1.0, {kind="infonce"}]]}', "objective.terms.0.x=2"],
+        ["'x' is no place in a list of 2"],
+    ),
     # a setting that is none
     (["train.epochs"], ["--set train.epochs: not a setting", "field.field=value"]),
     (["=3"], ["--set =3: not a setting"]),
@@ -109,6 +146,8 @@ BUILDING = [
     ("small-infonce", ["data.noise={fraction=0.001, mode='batch'}"], ["data.noise.fraction", "raise it"]),
     ("heads-infonce", ["model.text_encoder=no-such-encoder"], ["model.text_encoder", "no-such-encoder"]),
     ("heads-infonce", ["model.image_encoder=vgg"], ["model.image_encoder", "efficientnet-lite0"]),
+    ("heads-infonce", ["geometry={kind='oblique'}"], ["geometry.num_spheres: 16 spheres of 32", "num_spheres = 8"]),
+    ("heads-infonce", ["geometry={kind='filip', sub_dim=100}"], ["geometry.sub_dim: features of 256 dimensions"]),
     ("open-clip", ["data.source={kind='embedded'}", "model.name=ViT-B-33"], ["model.name", "ViT-B-32"]),
     ("open-clip", ["data.source={kind='embedded'}", "model.pretrained=lion"], ["model.pretrained", "laion"]),
     ("small-infonce", ["train.batch_size=100000"], ["batch_size", "train.batch_size: a batch of 100000"]),
@@ -188,3 +227,44 @@ def test_the_order_of_settings_does_not_matter() -> None:
     settings = ["objective.q=0.7", "objective.kind=generalized_ce"]
     for order in (settings, settings[::-1]):
         assert recipes.load("heads-infonce", order).objective == GeneralizedCE(q=0.7)
+
+
+NESTED = """
+[objective]
+kind = "sum"
+terms = [
+    [1.0, { kind = "infonce" }],
+    [0.5, { kind = "reweighted", objective = { kind = "generalized_ce", q = 0.7 }, by = { kind = "clean_posterior" } }],
+]
+"""
+
+
+def test_objectives_made_of_objectives_survive_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "nested.toml"
+    path.write_text(NESTED)
+    recipe = recipes.load(path)
+    weighted = Reweighted(GeneralizedCE(q=0.7), by=CleanPosterior())
+    assert recipe.objective == Sum(((1.0, InfoNCE()), (0.5, weighted)))
+    recipes.save(recipe, tmp_path / "resolved.toml")
+    assert recipes.load(tmp_path / "resolved.toml") == recipe
+
+
+def test_settings_reach_into_lists(tmp_path: Path) -> None:
+    path = tmp_path / "nested.toml"
+    path.write_text(NESTED)
+    settings = ["objective.terms.1.0=2", "objective.terms.1.1.by.keep=0.25", "objective.terms.0.1.kind=sigmoid"]
+    weighted = Reweighted(GeneralizedCE(q=0.7), by=CleanPosterior(keep=0.25))
+    for order in (settings, settings[::-1]):
+        assert recipes.load(path, order).objective == Sum(((1.0, Sigmoid()), (2.0, weighted)))
+
+
+def test_outer_kinds_come_before_inner_ones() -> None:
+    settings = [
+        "objective.objective.q=0.3",
+        "objective.objective.kind=generalized_ce",
+        "objective.by.kind=clean_posterior",
+        "objective.kind=reweighted",
+    ]
+    expected = Reweighted(GeneralizedCE(q=0.3), by=CleanPosterior())
+    for order in (settings, settings[::-1]):
+        assert recipes.load("heads-generalized-ce", order).objective == expected

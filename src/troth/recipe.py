@@ -26,7 +26,7 @@ from troth.errors import UserError
 from troth.evaluate.tasks import ConceptTask, RetrievalTask, TaskConfig, ZeroShotTask
 from troth.geometry import GeometryConfig, Sphere
 from troth.objectives import InfoNCE, ObjectiveConfig
-from troth.train import TrainConfig
+from troth.train import TeacherConfig, TrainConfig
 from troth.types import STRICT
 
 #: How a recipe says None, for which TOML has no word: ``scale.cap = "none"``.
@@ -88,6 +88,7 @@ class Recipe:
         geometry: where their embeddings live.
         scale: the multiplier of the similarities.
         objective: what is minimised.
+        teacher: whose image features an objective copies; None, unless the objective needs one.
         train: epochs, batch, optimiser, learning rate, precision, checkpoints.
         evaluation: what is measured.
     """
@@ -99,6 +100,7 @@ class Recipe:
     geometry: GeometryConfig = field(default_factory=Sphere)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     objective: ObjectiveConfig = field(default_factory=InfoNCE)
+    teacher: TeacherConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -121,6 +123,7 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         name: a TOML file, or the name of a shipped recipe.
         overrides: ``a.b=value`` settings, the value in TOML (a bare word is a string). Setting a ``kind`` to another
             one drops the fields that belonged to the old kind, setting the tasks drops the ``best`` of the old ones.
+            A number is a place in a list, the first is 0: ``objective.terms.1.0=0.5``.
 
     Raises:
         UserError: one line with the file or field and the remedy.
@@ -187,8 +190,8 @@ def _read(name: str | Path) -> dict[str, Any]:
 
 
 def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    # What drops other fields comes first, so that the order of the settings does not matter.
-    for override in sorted(overrides, key=lambda text: not _drops_others(text.partition("=")[0].strip())):
+    # What drops other fields comes first, the outer ones before the inner, so that the order given does not matter.
+    for override in sorted(overrides, key=_precedence):
         name, separator, text = override.partition("=")
         steps = name.strip().split(".")
         if not separator or not all(steps):
@@ -197,12 +200,15 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
                 where=f"--set {override}",
                 remedy="write it as field.field=value, such as train.epochs=3",
             )
-        node = tree
+        node: Any = tree
         for step in steps[:-1]:
-            node = node.setdefault(step, {})
-            if not isinstance(node, dict):
+            node = node[_item(node, step, override)] if isinstance(node, list) else node.setdefault(step, {})
+            if not isinstance(node, (dict, list)):
                 raise UserError(f"{step!r} is a value, not a table", where=f"--set {override}")
         value = _value(text.strip())
+        if isinstance(node, list):
+            node[_item(node, steps[-1], override)] = value
+            continue
         if steps[-1] == "kind" and node.get("kind") != value:
             node.clear()
         if name.strip() == "evaluation.tasks":
@@ -211,9 +217,21 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return tree
 
 
-def _drops_others(name: str) -> bool:
-    """Say whether setting ``name`` drops fields that belonged to its old value."""
-    return name.endswith(".kind") or name == "evaluation.tasks"
+def _precedence(override: str) -> tuple[bool, int]:
+    """Sort settings that drop fields of an old value first, and those by depth; leave the others in order."""
+    name = override.partition("=")[0].strip()
+    drops = name.endswith(".kind") or name == "evaluation.tasks"
+    return not drops, name.count(".") if drops else 0
+
+
+def _item(node: list[Any], step: str, override: str) -> int:
+    if not step.isascii() or not step.isdigit() or int(step) >= len(node):
+        raise UserError(
+            f"{step!r} is no place in a list of {len(node)}",
+            where=f"--set {override}",
+            remedy=f"a number from 0 to {len(node) - 1}" if node else "the list is empty: set it whole",
+        )
+    return int(step)
 
 
 def _value(text: str) -> Any:
@@ -248,7 +266,7 @@ def _explain(error: ValidationError, tree: Mapping[str, Any], where: str) -> Use
         return UserError(f"unknown kind {given!r}", where=f"{where}: {dotted}", remedy=f"one of: {expected}")
     if finding["type"] == "union_tag_not_found":
         return UserError("the table has no 'kind'", where=f"{where}: {dotted}", remedy='add kind = "..."')
-    message = _PLAINER.get(finding["type"]) or finding["msg"].removeprefix("Value error, ")
+    message = _PLAINER.get(finding["type"]) or finding["msg"].removeprefix("Value error, ").replace("Tuple ", "List ")
     message = message[0].lower() + message[1:]
     given = finding.get("input")
     shown = "" if isinstance(given, (Mapping, list, tuple)) or is_dataclass(given) else f", not {given!r}"

@@ -20,7 +20,7 @@ from troth.audit import (
     suspicion_order,
 )
 from troth.errors import UserError
-from troth.geometry import Sphere
+from troth.geometry import FILIP, Sphere
 
 SPHERE = Sphere()
 
@@ -38,12 +38,20 @@ def test_a_pair_s_score_is_its_own_cosine() -> None:
     found = pair_scores(SPHERE.project(image), SPHERE.project(text), SPHERE)
     for score, a, b in zip(found, image.numpy(), text.numpy(), strict=True):
         assert score == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    with pytest.raises(UserError, match="of one shape"):
+    with pytest.raises(UserError, match="of one length"):
         pair_scores(image, text[:3], SPHERE)
+    with pytest.raises(UserError, match="4 and 3 dimensions cannot be compared"):
+        pair_scores(image, text[:, :3], SPHERE)
     with pytest.raises(UserError, match="2 scores are not finite, first: pair 1"):
         pair_scores(image.index_fill(0, torch.tensor([1, 4]), torch.nan), text, SPHERE)
     with pytest.raises(UserError, match="one score a pair"):
         percentile_quality(np.zeros((2, 2)))
+
+
+def test_pairs_of_different_numbers_of_tokens_have_scores() -> None:
+    filip = FILIP(sub_dim=2)
+    image, text = (filip.project(torch.randn(5, width, dtype=torch.float64)) for width in (6, 4))
+    torch.testing.assert_close(torch.from_numpy(pair_scores(image, text, filip)), filip.similarity(image, text).diag())
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=20))

@@ -131,7 +131,7 @@ def test_the_concept_test_is_two_zero_shot_tests() -> None:
         (points(2), torch.tensor([0, -1]), points(3), "label -1 of row 1"),
         (points(2), torch.tensor([0]), points(3), r"expected shape \(2,\)"),
         (points(2), torch.tensor([0.0, 1.0]), points(3), "expected whole numbers"),
-        (points(2), torch.tensor([0, 1]), points(3, dims=4), "different dimensions"),
+        (points(2), torch.tensor([0, 1]), points(3, dims=4), "8 and 4 dimensions cannot be compared"),
         (points(0), torch.tensor([], dtype=torch.int64), points(3), "image_embeddings: expected a non-empty"),
         (points(2) * torch.nan, torch.tensor([0, 1]), points(3), "not finite"),
     ],

@@ -17,7 +17,7 @@ def test_a_zero_vector_has_finite_value_and_gradient() -> None:
     zero = torch.zeros(2, 4, requires_grad=True)
     Sphere().project(zero).sum().backward()
     assert zero.grad is not None
-    assert torch.isfinite(zero.grad).all()
+    assert not zero.grad.any()  # a vector without a direction is not moved, least of all by 1 / epsilon
 
 
 def test_the_written_gradient_is_autograds() -> None:

@@ -15,6 +15,7 @@ from troth.data.loader import LoadedBatch
 from troth.encoders.base import DualEncoder
 from troth.encoders.contrastive import ContrastiveModel, ScaleConfig
 from troth.geometry import Sphere
+from troth.objectives.base import Objective
 from troth.objectives.infonce import InfoNCE
 from troth.similarity import Pairs
 from troth.state import State
@@ -102,7 +103,7 @@ class SmallStream:
 
 
 @dataclass(frozen=True)
-class Remembering:
+class Remembering(Objective):
     """InfoNCE weighted by a moving average of each pair's loss: weights that depend on State."""
 
     kind: str = "remembering"
@@ -115,6 +116,18 @@ class Remembering:
         losses = InfoNCE()(pairs, state)
         state.average("loss", pairs.index, losses, keep=0.7)
         return losses * (1 + state.read("loss", pairs.index)).detach()
+
+
+@dataclass(frozen=True)
+class Copying(Objective):
+    """InfoNCE, and a regression of each image's embedding onto its teacher's features."""
+
+    kind: str = "copying"
+    needs_bias: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+
+    def __call__(self, pairs: Pairs, state: State) -> Tensor:
+        return InfoNCE()(pairs, state) + (pairs.image - pairs.teacher_image[:, :8].tanh()).square().sum(dim=1)
 
 
 def small_config(**changes: object) -> TrainConfig:

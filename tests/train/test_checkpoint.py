@@ -29,6 +29,9 @@ def trained(seed: int = 0) -> tuple:
     state = State(5, "f" * 64)
     state.declare("loss")
     state.write("loss", torch.tensor([1, 3]), torch.tensor([0.5, float("inf")]))
+    state.scope("0").declare("loss", fill=2.0)
+    state.scope("0").declare_value("mixture", torch.tensor([0.1, float("nan")], dtype=torch.float64))
+    state.declare_value("rounds", torch.tensor(3))
     return model, optimizer, state
 
 
@@ -56,6 +59,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     back = fresh()
     assert load(path, *back) == saved
     assert_same(parts, back)
+    assert back[2].scope("0").value("mixture")[0] == parts[2].scope("0").value("mixture")[0]
+    assert int(back[2].value("rounds")) == 3
     assert sorted(child.name for child in tmp_path.iterdir()) == ["step-00000007"]
 
 
@@ -136,6 +141,10 @@ def test_another_model_or_other_data_are_refused(tmp_path: Path) -> None:
         load(path, small_model(encoder=encoder), None, State(5, "f" * 64))
     with pytest.raises(UserError, match="another data set"):
         load(path, *fresh()[:2], State(5, "g" * 64))
+    other = State(5, "f" * 64)
+    other.declare_value("rounds", torch.zeros(2))
+    with pytest.raises(UserError, match="'rounds' has the shape"):
+        load(path, *fresh()[:2], other)
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "missing", "a folder"])

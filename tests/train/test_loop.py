@@ -3,17 +3,21 @@
 import json
 import logging
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.train.small import SmallEncoder, SmallStream, small_config, small_model
 from troth.data.ledger import Ledger, LedgerEntry
 from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError, UserError
-from troth.objectives.infonce import InfoNCE
+from troth.objectives import CleanPosterior, GeneralizedCE, InfoNCE, Objective, Reweighted, Sum
+from troth.similarity import Pairs
+from troth.state import Clock, State
 from troth.train import (
     Checkpoints,
     OptimizerConfig,
@@ -31,7 +35,8 @@ def trainer(folder: Path, *, model: ContrastiveModel | None = None, stream: Smal
     stream = stream or SmallStream()
     config = small_config(batch_size=stream.batch_size, **arguments.pop("config", {}))
     model = model or small_model()
-    return Trainer(model, InfoNCE(), stream, config=config, folder=folder, progress=False, **arguments)
+    objective = arguments.pop("objective", InfoNCE())
+    return Trainer(model, objective, stream, config=config, folder=folder, progress=False, **arguments)
 
 
 def without_clock(records: list[dict]) -> list[dict]:
@@ -376,3 +381,75 @@ def test_channels_last_resumes_exactly(tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         run(tmp_path / "parts", Stopping())
     assert run(tmp_path / "parts", SmallStream(), resume=True) == whole
+
+
+class _Stopping(SmallStream):
+    """A stream that ends with an error before a step."""
+
+    stop = 0
+
+    def batches(self, start_step: int, stop_step: int):
+        yield from super().batches(start_step, self.stop)
+        raise InterruptedError
+
+
+@dataclass(frozen=True)
+class _Following(Objective):
+    """Losses that depend on the clock and on a number kept from epoch to epoch."""
+
+    kind: str = "following"
+    clocks: list[Clock] = field(default_factory=list)
+
+    def prepare(self, state: State) -> None:
+        state.declare_value("factor", torch.tensor(1.0))
+
+    def __call__(self, pairs: Pairs, state: State) -> torch.Tensor:
+        self.clocks.append(state.clock)
+        losses = InfoNCE()(pairs, state)
+        if state.clock.starts_epoch:
+            state.set_value("factor", 1 + losses.detach().mean())
+        return losses * state.value("factor") * (1 + state.clock.progress)
+
+
+def _bits(result: TrainResult) -> dict[str, bytes]:
+    files = ("model", "optimizer", "state")
+    tensors = {file: load_file(result.checkpoint / f"{file}.safetensors") for file in files}
+    return {f"{file}: {name}": values.numpy().tobytes() for file in files for name, values in tensors[file].items()}
+
+
+def test_objectives_see_the_clock_and_resume_with_their_values(tmp_path: Path) -> None:
+    whole, first, second = _Following(), _Following(), _Following()
+    config = {"checkpoint_every_steps": 3}
+    result = trainer(tmp_path / "whole", objective=whole, config=config, seed=9).run()
+    assert whole.clocks == [Clock(seed=9, step=step, steps_per_epoch=5, total_steps=15) for step in range(15)]
+    stream = _Stopping()
+    stream.stop = 8
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "parts", objective=first, stream=stream, config=config, seed=9).run()
+    resumed = trainer(tmp_path / "parts", objective=second, config=config, seed=9).run(resume=True)
+    assert [clock.step for clock in second.clocks] == list(range(6, 15))
+    assert _bits(resumed) == _bits(result)
+
+
+@pytest.mark.parametrize("stop", [11, 10])
+def test_a_fitted_mixture_resumes_exactly(tmp_path: Path, stop: int) -> None:
+    """Stopped within an epoch, and where one begins: the mixture is loaded there, and fitted anew here."""
+
+    def stream(cls: type[SmallStream] = SmallStream) -> SmallStream:
+        made = cls(num_samples=160, batch_size=32)
+        made.text[:48] = made.text[:48].roll(1, 0)
+        return made
+
+    weighted = Reweighted(InfoNCE(), by=CleanPosterior(warmup_epochs=1, keep=0.3))
+    objective = Sum(((1.0, weighted), (0.5, GeneralizedCE())))
+    config = {"epochs": 4, "checkpoint_every_steps": 1, "optimizer": OptimizerConfig(learning_rate=0.03)}
+    whole = trainer(tmp_path / "whole", objective=objective, stream=stream(), config=config)
+    result = whole.run()
+    fitted = whole.state.scope("0").scope("by").value("mixture")
+    assert torch.isfinite(fitted).all(), "the test needs a mixture"
+    stopping = stream(_Stopping)
+    stopping.stop = stop
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "parts", objective=objective, stream=stopping, config=config).run()
+    resumed = trainer(tmp_path / "parts", objective=objective, stream=stream(), config=config).run(resume=True)
+    assert _bits(resumed) == _bits(result)

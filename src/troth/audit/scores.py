@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from troth.errors import UserError
 from troth.geometry import Geometry
+from troth.mixture import MINIMUM_VALUES, fit_two_gaussians
 
 Float64 = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -21,28 +21,26 @@ Int64Array = npt.NDArray[np.int64]
 #: Pairs compared at a time: bounds the (rows, D) product that a paired similarity forms.
 _ROWS = 65_536
 
-#: Fewer different scores than this and two Gaussians would be fitted to single points.
-MINIMUM_SCORES = 20
-
 #: Ashman, Bird and Zepf 1994: two Gaussians closer than this many (root mean square) widths are not told apart.
 CLEAR_SEPARATION = 2.0
 
 
 @torch.no_grad()
-def pair_scores(image: Float[Tensor, "N D"], text: Float[Tensor, "N D"], geometry: Geometry) -> Float64:
+def pair_scores(image: Float[Tensor, "N D"], text: Float[Tensor, "N E"], geometry: Geometry) -> Float64:
     """Return the ``(N,)`` similarity of every picture to its own caption (the cosine, on the sphere).
 
     Args:
         image: one projected point a pair.
         text: likewise, of the caption the pair was *given*.
-        geometry: of the points.
+        geometry: of the points; it says whether the two may differ in width (FILIP's may, by their tokens).
 
     Raises:
-        UserError: for tensors of different shape, or scores that are not finite.
+        UserError: for tensors of different length, points that the geometry cannot compare, or scores that are not
+            finite.
     """
-    if image.ndim != 2 or image.shape != text.shape:
+    if image.ndim != 2 or text.ndim != 2 or len(image) != len(text):
         raise UserError(
-            f"expected two (pairs, dimensions) tensors of one shape, got {tuple(image.shape)} and {tuple(text.shape)}",
+            f"expected two (pairs, dimensions) tensors of one length, got {tuple(image.shape)} and {tuple(text.shape)}",
             where="pair_scores",
         )
     parts = [
@@ -127,41 +125,28 @@ def fit_mixture(scores: npt.ArrayLike, *, seed: int = 0) -> Mixture:
     estimate, not a calibrated probability: right pairs with vague captions fall into the lower component, and a model
     that has learnt the wrong captions by heart moves them into the higher.
 
-    A Gaussian mixture's posterior need not be monotone in the tails (a wider lower component wins again above the
-    higher one); the score is held between the two means when the posterior is taken, between which it is monotone.
-
     Args:
         scores: ``(N,)`` similarities.
         seed: of the starting points.
     """
     checked = check_scores(scores)
-    distinct = np.unique(checked).size
-    if distinct < MINIMUM_SCORES:
-        return _unseparated(checked, f"only {distinct} different scores: too few to fit")
-    # Unit variance first: scikit-learn adds an absolute 1e-6 to variances, which collapsed similarities would drown in.
-    centre, width = float(checked.mean()), float(checked.std())
-    column = ((checked - centre) / width)[:, None]
-    one = GaussianMixture(1, random_state=seed).fit(column)
-    two = GaussianMixture(2, n_init=4, random_state=seed, max_iter=500).fit(column)
-    if not two.converged_ or two.bic(column) >= one.bic(column):
+    fitted = fit_two_gaussians(checked, seed=seed)
+    if fitted is None:
+        distinct = np.unique(checked).size
+        if distinct < MINIMUM_VALUES:
+            return _unseparated(checked, f"only {distinct} different scores: too few to fit")
         return _unseparated(checked, "one Gaussian describes the scores as well as two: no sign of wrong pairs")
-    low, high = np.argsort(two.means_[:, 0])
-    held = np.clip(column, two.means_[low], two.means_[high])
-    mixture = Mixture(
+    note = ""
+    if fitted.separation < CLEAR_SEPARATION:
+        note = f"the two groups overlap (separation {fitted.separation:.1f} < {CLEAR_SEPARATION:g}): a rough estimate"
+    return Mixture(
         separated=True,
-        p_mismatch=two.predict_proba(held)[:, low].astype(np.float64),
-        noise_rate=float(two.weights_[low]),
-        means=(centre + width * float(two.means_[low, 0]), centre + width * float(two.means_[high, 0])),
-        deviations=(
-            width * math.sqrt(float(two.covariances_[low, 0, 0])),
-            width * math.sqrt(float(two.covariances_[high, 0, 0])),
-        ),
-        note="",
+        p_mismatch=fitted.lower_posterior(torch.from_numpy(checked)).numpy(),
+        noise_rate=fitted.lower_weight,
+        means=(fitted.lower_mean, fitted.upper_mean),
+        deviations=(fitted.lower_deviation, fitted.upper_deviation),
+        note=note,
     )
-    if mixture.separation >= CLEAR_SEPARATION:
-        return mixture
-    note = f"the two groups overlap (separation {mixture.separation:.1f} < {CLEAR_SEPARATION:g}): a rough estimate"
-    return Mixture(True, mixture.p_mismatch, mixture.noise_rate, mixture.means, mixture.deviations, note)
 
 
 def _unseparated(scores: Float64, note: str) -> Mixture:

@@ -92,6 +92,8 @@ class FrozenImageEncoder:
         dim: dimension of the features.
         weights_hash: sha256 of the tower's weights.
         preprocessing: how a picture becomes its input.
+        mean: what its normalisation subtracts from each channel (of values in [0, 1]).
+        std: what its normalisation divides each channel by.
         transform: from an RGB picture to ``(3, S, S)`` bytes, picklable for data workers; the tower itself scales
             and normalises.
     """
@@ -125,6 +127,7 @@ class FrozenImageEncoder:
         self.device = torch.device(device)
         self.transform = PixelTransform(image_size, tower.interpolation)
         self.preprocessing = f"{self.transform}; mean {tower.mean}; std {tower.std}"
+        self.mean, self.std = tower.mean, tower.std
         self._module = tower.module.to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(tower.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(tower.std, device=self.device).mul(255).view(1, 3, 1, 1)
@@ -137,9 +140,14 @@ class FrozenImageEncoder:
         """
         images = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
         images.sub_(self._mean).div_(self._std)
+        return self.encode_normalized(images).cpu()
+
+    @torch.no_grad()
+    def encode_normalized(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B F"]:
+        """Return ``(B, dim)`` float32 features, on the encoder's device, of pictures that are normalised already."""
         with _autocast(self.device, self.precision):
-            features: Tensor = self._module(images)
-        return features.float().cpu()
+            features: Tensor = self._module(images.contiguous(memory_format=torch.channels_last))
+        return features.float()
 
     def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "B F"]:
         """Return ``(B, dim)`` float32 features of RGB pictures of any size."""

@@ -6,13 +6,14 @@ scored on as many tasks as one likes.
 
 from __future__ import annotations
 
+from troth.evaluate.averages import class_embedding, mean_point
 from troth.evaluate.concept import concept_test
 from troth.evaluate.labels import ConceptLabels, check_class_names, concept_labels
 from troth.evaluate.probes import knn, linear_probe
 from troth.evaluate.result import TaskResult
 from troth.evaluate.retrieval import retrieval
 from troth.evaluate.uncertainty import Difference, compare, mean_influence, paired_difference, standard_error
-from troth.evaluate.zero_shot import class_embedding, zero_shot
+from troth.evaluate.zero_shot import zero_shot
 
 __all__ = [
     "ConceptLabels",
@@ -26,6 +27,7 @@ __all__ = [
     "knn",
     "linear_probe",
     "mean_influence",
+    "mean_point",
     "paired_difference",
     "retrieval",
     "standard_error",

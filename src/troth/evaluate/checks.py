@@ -7,13 +7,16 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from troth.errors import UserError
+from troth.geometry import Geometry
 
 
-def check_points(**points: Tensor) -> None:
-    """Check that named point sets are ``(n, D)`` of one D, not empty, and finite.
+def check_points(geometry: Geometry | None = None, /, **points: Tensor) -> None:
+    """Check that named point sets are ``(n, D)``, not empty, finite, and can be compared.
+
+    Sets of different D are compared by nobody but a geometry that knows how (FILIP's, of so many tokens a side).
 
     Raises:
-        UserError: naming the first set that is not.
+        UserError: naming the first set that is not, or from the geometry.
     """
     dims: dict[str, int] = {}
     for name, tensor in points.items():
@@ -28,6 +31,10 @@ def check_points(**points: Tensor) -> None:
             )
         dims[name] = shape[1]
     if len(set(dims.values())) > 1:
+        if geometry is not None:
+            first, second = points.values()
+            geometry.similarity(first[:1], second[:1])
+            return
         raise UserError(f"embeddings of different dimensions cannot be compared: {dims}")
 
 

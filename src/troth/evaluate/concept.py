@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from troth.errors import UserError
+from troth.evaluate.averages import class_embedding
 from troth.evaluate.checks import check_labels
 from troth.evaluate.result import TaskResult
 from troth.evaluate.zero_shot import zero_shot
@@ -16,7 +17,7 @@ from troth.geometry import Geometry
 def concept_test(
     image_embeddings: Float[Tensor, "Q D"],
     labels: Int64[Tensor, " Q"],
-    class_embeddings: Float[Tensor, "C D"],
+    class_embeddings: Float[Tensor, "C *T D"],
     held_out: Bool[Tensor, " C"],
     geometry: Geometry,
     topk: tuple[int, ...] = (1, 5),
@@ -30,7 +31,8 @@ def concept_test(
     Args:
         image_embeddings: pictures of held-out concepts.
         labels: the row of ``class_embeddings`` each belongs to.
-        class_embeddings: one point for every name, seen or not.
+        class_embeddings: one point for every name, seen or not, or the points of its prompts, as in
+            :func:`~troth.evaluate.zero_shot.zero_shot`.
         held_out: which of the C names were never trained on.
         geometry: of the points.
         topk: cut-offs, as in :func:`~troth.evaluate.zero_shot.zero_shot`.
@@ -59,15 +61,16 @@ def concept_test(
             remedy="keep only pictures of held-out concepts",
         )
     rows = mask.nonzero().flatten()
+    classes = class_embedding(class_embeddings, geometry) if class_embeddings.ndim == 3 else class_embeddings
     renumbered = torch.cumsum(mask, dim=0) - 1
     narrow = zero_shot(
         image_embeddings,
         renumbered[label],
-        class_embeddings[rows.to(class_embeddings.device)],
+        classes[rows.to(classes.device)],
         geometry,
         topk,
     )
-    wide = zero_shot(image_embeddings, label, class_embeddings, geometry, topk)
+    wide = zero_shot(image_embeddings, label, classes, geometry, topk)
     details = {
         "held_out/rank": narrow.details["rank"],
         "held_out/prediction": rows.numpy()[narrow.details["prediction"]],

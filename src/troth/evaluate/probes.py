@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -16,7 +17,7 @@ from troth.evaluate.checks import check_ids, check_points
 from troth.evaluate.result import TaskResult
 from troth.evaluate.uncertainty import mean_influence
 from troth.evaluate.zero_shot import errors_of, per_class_mean
-from troth.geometry import Geometry
+from troth.geometry import Euclidean, Geometry, Oblique
 from troth.similarity import topk
 
 #: Test pictures whose votes are counted together: their (rows, classes) table is the memory this takes.
@@ -35,10 +36,24 @@ def knn(
     temperature: float = 0.07,
     task: str = "knn",
 ) -> TaskResult:
-    """Classify by the ``k`` nearest training points, each voting with weight ``exp(similarity / temperature)``.
+    """Classify by the ``k`` nearest training points, each voting with weight ``exp(cosine / temperature)``.
+
+    The nearest are those of largest similarity. A vote takes a cosine, which has no unit, so that one temperature suits
+    every geometry: the similarity itself where it is a cosine (sphere) or a mean of cosines (FILIP), and elsewhere a
+    function of the similarity that never falls, so that a nearer neighbour never weighs less:
+
+    .. code-block:: text
+
+        oblique, inner product    similarity / m                        the mean cosine of the m spheres
+        oblique, geodesic         cos(distance / sqrt(m))               of the spheres' root-mean-square angle
+        oblique, geodesic sum     cos(distance / m)                     of the spheres' mean angle
+        euclidean                 1 - distance^2 / (2 spread^2)         the cosine, for centred points of unit length
+
+    The oblique ones are the cosine itself for one sphere. ``spread`` is the root-mean-square distance of the training
+    points from their mean: a model that stretches or moves its space votes as before.
 
     Source: Wu et al. 2018, "Unsupervised feature learning via non-parametric instance discrimination", section 3.4,
-    whose temperature this is (their k is 200, for 1,000 images a class).
+    whose temperature this is (their k is 200, for 1,000 images a class); of the sphere alone.
 
     Returns:
         metrics ``accuracy`` and ``mean_class_accuracy``; details ``prediction``, ``query/label``. A ``k`` above N
@@ -47,7 +62,7 @@ def knn(
     Raises:
         UserError: for empty, non-finite or mismatched tensors, and a k or temperature that is not positive.
     """
-    check_points(train_embeddings=train_embeddings, test_embeddings=test_embeddings)
+    check_points(geometry, train_embeddings=train_embeddings, test_embeddings=test_embeddings)
     if k < 1:
         raise UserError(f"expected at least one neighbour, got {k}", where="k")
     if not temperature > 0:
@@ -58,13 +73,26 @@ def knn(
     used = min(k, count)
     notes = (f"k = {k} lowered to the {count} training points there are.",) if used < k else ()
     values, indices = topk(test_embeddings, train_embeddings, used, geometry)
-    values, indices = values.cpu(), indices.cpu()
+    values, indices = _cosines(values, train_embeddings, geometry).cpu(), indices.cpu()
     predicted: list[Tensor] = []
-    for similarities, neighbours in zip(torch.split(values, _VOTE_ROWS), torch.split(indices, _VOTE_ROWS), strict=True):
-        weight = torch.exp((similarities - similarities[:, :1]) / temperature)
+    for cosines, neighbours in zip(torch.split(values, _VOTE_ROWS), torch.split(indices, _VOTE_ROWS), strict=True):
+        weight = torch.exp((cosines - cosines[:, :1]) / temperature)
         votes = weight.new_zeros(len(neighbours), len(names)).scatter_add_(1, known[neighbours], weight)
         predicted.append(names[votes.argmax(dim=1)])
     return _probe_result(task, torch.cat(predicted), test_labels, labels, notes)
+
+
+def _cosines(similarities: Tensor, train_embeddings: Tensor, geometry: Geometry) -> Tensor:
+    """Return similarities as the cosines that :func:`knn` says they stand for."""
+    if isinstance(geometry, Euclidean):
+        spread_squared = train_embeddings.double().var(dim=0, correction=0).sum()
+        # Where all training points coincide all are equally far. Doubles: far from all points the squares are huge.
+        scaled = similarities.double().square() / (2 * spread_squared)
+        return torch.where(spread_squared > 0, 1 - scaled, torch.ones_like(scaled))
+    if isinstance(geometry, Oblique) and geometry.distance != "inner_product":
+        spheres = geometry.num_spheres
+        return torch.cos(similarities / (math.sqrt(spheres) if geometry.distance == "geodesic" else spheres))
+    return similarities / geometry.num_spheres
 
 
 def linear_probe(

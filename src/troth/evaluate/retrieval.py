@@ -52,7 +52,7 @@ def retrieval(
         UserError: for empty, non-finite or mismatched tensors, and groups with a picture but no caption or the
             reverse.
     """
-    check_points(image_embeddings=image_embeddings, text_embeddings=text_embeddings)
+    check_points(geometry, image_embeddings=image_embeddings, text_embeddings=text_embeddings)
     images = check_ids("image_group", image_group, int(image_embeddings.shape[0]))
     texts = check_ids("text_group", text_group, int(text_embeddings.shape[0]))
     _check_answerable(images, texts)

@@ -17,11 +17,12 @@ from torch import Tensor
 from troth.data import EmbeddedSource, Source, SourceConfig
 from troth.embed import Embedder
 from troth.errors import UserError
+from troth.evaluate.averages import class_embedding
 from troth.evaluate.concept import concept_test
 from troth.evaluate.labels import ConceptLabels, concept_labels
 from troth.evaluate.result import TaskResult
 from troth.evaluate.retrieval import retrieval
-from troth.evaluate.zero_shot import class_embedding, zero_shot
+from troth.evaluate.zero_shot import zero_shot
 from troth.types import STRICT
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -38,7 +39,8 @@ class ZeroShotTask:
         name: the task's name in tables and metrics.
         source: the pictures.
         class_field: the metadata field that holds a picture's class name, or ``category``.
-        templates: prompts in which ``{}`` stands for the class name; their points are averaged and projected again.
+        templates: prompts in which ``{}`` stands for the class name; their points are averaged, or their
+            similarities to a picture, as the geometry has it (:func:`~troth.evaluate.class_embedding`).
         topk: cut-offs.
     """
 
@@ -78,7 +80,7 @@ class ConceptTask:
         source: the pictures of held-out concepts.
         names_source: whose class names are the other candidates.
         class_field: the metadata field that holds a class name, or ``category``.
-        templates: prompts in which ``{}`` stands for the class name.
+        templates: prompts in which ``{}`` stands for the class name, as in :class:`ZeroShotTask`.
         topk: cut-offs.
     """
 
@@ -174,7 +176,7 @@ def _field(source: Source, index: int, name: str) -> str:
     return value
 
 
-def _class_points(embedder: Embedder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C D"]:
+def _class_points(embedder: Embedder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C *T D"]:
     prompts = [template.replace("{}", name) for name in names for template in templates]
     points = embedder.texts(prompts)
     return class_embedding(points.view(len(names), len(templates), -1), embedder.geometry)

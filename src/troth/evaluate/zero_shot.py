@@ -7,36 +7,19 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from troth.errors import UserError
+from troth.evaluate.averages import class_embedding, class_similarity
 from troth.evaluate.checks import check_labels, check_points, usable_cutoffs
 from troth.evaluate.result import TaskResult
 from troth.evaluate.uncertainty import Float64, mean_influence, standard_error
 from troth.geometry import Geometry
-from troth.similarity import best_rank
-from troth.similarity import topk as top_candidates
-
-
-def class_embedding(text_embeddings: Float[Tensor, "C T D"], geometry: Geometry) -> Float[Tensor, "C D"]:
-    """Make one point a class from the points of its T prompts ("a photo of a {name}", ...).
-
-    The mean of a class's points, put back onto the geometry, as in Radford et al. 2021, section 3.1.4.
-
-    Raises:
-        UserError: for another number of dimensions, or no prompts.
-    """
-    if text_embeddings.ndim != 3 or 0 in text_embeddings.shape:
-        raise UserError(
-            f"expected (classes, prompts, dimensions), got {tuple(text_embeddings.shape)}",
-            where="text_embeddings",
-        )
-    return geometry.project(text_embeddings.mean(dim=1))
+from troth.similarity import TILE
 
 
 @torch.no_grad()
 def zero_shot(
     image_embeddings: Float[Tensor, "Q D"],
     labels: Int64[Tensor, " Q"],
-    class_embeddings: Float[Tensor, "C D"],
+    class_embeddings: Float[Tensor, "C *T D"],
     geometry: Geometry,
     topk: tuple[int, ...] = (1, 5),
     *,
@@ -50,7 +33,9 @@ def zero_shot(
     Args:
         image_embeddings: one point a picture.
         labels: the row of ``class_embeddings`` each picture belongs to.
-        class_embeddings: one point a class (:func:`class_embedding`).
+        class_embeddings: ``(C, D)`` one point a class, or ``(C, T, D)`` the points of its T prompts, which
+            :func:`~troth.evaluate.class_embedding` makes one point of where the geometry has one; elsewhere a class's
+            similarity is the mean of its prompts'.
         geometry: of the points.
         topk: cut-offs; those >= C are left out with a note, as every picture would be right.
         task: name of the result.
@@ -63,23 +48,25 @@ def zero_shot(
     Raises:
         UserError: for empty, non-finite or mismatched tensors, and labels out of range.
     """
-    check_points(image_embeddings=image_embeddings, class_embeddings=class_embeddings)
+    classes = class_embedding(class_embeddings, geometry) if class_embeddings.ndim == 3 else class_embeddings
+    prompts = classes.flatten(0, -2) if classes.ndim == 3 else classes
+    check_points(geometry, image_embeddings=image_embeddings, class_embeddings=prompts)
     num_classes = int(class_embeddings.shape[0])
     label = check_labels("labels", labels, int(image_embeddings.shape[0]), num_classes)
     cutoffs, notes = usable_cutoffs(topk, num_classes, "classes")
-    device = image_embeddings.device
-    rank = best_rank(
-        image_embeddings,
-        class_embeddings,
-        label.to(device),
-        torch.arange(num_classes, device=device),
-        geometry=geometry,
-    ).cpu()
-    _, predicted = top_candidates(image_embeddings, class_embeddings, 1, geometry)
+    ranks, predictions = [], []
+    own = label.to(image_embeddings.device)
+    for images, truth in zip(torch.split(image_embeddings, TILE[0]), torch.split(own, TILE[0]), strict=True):
+        similarity = class_similarity(images, classes, geometry)
+        right = similarity.gather(1, truth.unsqueeze(1))
+        # As in troth.similarity.best_rank: half of the others that are exactly as close, rounded up.
+        tied = (similarity == right).sum(dim=1) - 1
+        ranks.append((similarity > right).sum(dim=1) + (tied + 1) // 2)
+        predictions.append(torch.topk(similarity, 1, dim=1).indices[:, 0])
     return classification_result(
         task,
-        rank=rank,
-        prediction=predicted[:, 0].cpu(),
+        rank=torch.cat(ranks).cpu(),
+        prediction=torch.cat(predictions).cpu(),
         label=label,
         cutoffs=cutoffs,
         notes=notes,

@@ -1,21 +1,51 @@
 """Objectives: one idea a file, each reads like its equation.
 
-A new objective is one file here, one member of :data:`ObjectiveConfig` and one float64 reference loop in
-``tests/references``; the conformance tests pick it up from the union.
+A new objective is one file here, one member of :data:`ObjectiveConfig` (in :mod:`troth.objectives.composition`) and one
+float64 reference loop in ``tests/references``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from troth.objectives.base import Objective
+from troth.objectives.affinity import Affinity
+from troth.objectives.base import About, Objective
+from troth.objectives.clean_posterior import CleanPosterior
+from troth.objectives.composition import ObjectiveConfig, Reweighted, Sum, WeightConfig, parts
+from troth.objectives.cyclip import CyCLIP
+from troth.objectives.decl import DeCL
+from troth.objectives.gamma_weights import GammaWeights
 from troth.objectives.generalized_ce import GeneralizedCE
+from troth.objectives.global_infonce import GlobalInfoNCE
 from troth.objectives.infonce import InfoNCE
+from troth.objectives.mimic import Mimic
+from troth.objectives.mmcl import MMCL
+from troth.objectives.noise_mixture import NoiseMixture
+from troth.objectives.self_distillation import SelfDistillation
 from troth.objectives.sigmoid import Sigmoid
+from troth.objectives.soft_targets import SoftTargets
+from troth.objectives.weights import GivenWeights, Weight
 
-#: What a recipe may put under ``[objective]``, told apart by ``kind``.
-ObjectiveConfig = Annotated[InfoNCE | Sigmoid | GeneralizedCE, Field(discriminator="kind")]
-
-__all__ = ["GeneralizedCE", "InfoNCE", "Objective", "ObjectiveConfig", "Sigmoid"]
+__all__ = [
+    "MMCL",
+    "About",
+    "Affinity",
+    "CleanPosterior",
+    "CyCLIP",
+    "DeCL",
+    "GammaWeights",
+    "GeneralizedCE",
+    "GivenWeights",
+    "GlobalInfoNCE",
+    "InfoNCE",
+    "Mimic",
+    "NoiseMixture",
+    "Objective",
+    "ObjectiveConfig",
+    "Reweighted",
+    "SelfDistillation",
+    "Sigmoid",
+    "SoftTargets",
+    "Sum",
+    "Weight",
+    "WeightConfig",
+    "parts",
+]

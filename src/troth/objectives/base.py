@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,26 +12,51 @@ from troth.similarity import Pairs
 from troth.state import State
 
 
-class Objective(Protocol):
-    """A frozen dataclass that is its own configuration, and computes one loss a pair.
+class About(NamedTuple):
+    """One objective's row in the table of the documentation, which is made from these.
 
-    The loop takes the one mean; weighting, auditing and logging work on the losses of single pairs.
+    Attributes:
+        equation: the loss of pair ``i``, in one line.
+        inputs: what it needs beside the embeddings and the scale.
+        state: what it remembers between batches.
+        cost: products of ``B x N x D`` (forward + backward) and anything else that scales with ``B x N``.
+        when: when to use it.
+        relation: what it becomes at the ends of its settings, or what it is built on.
+        citation: the work it is from.
     """
 
-    @property
-    def kind(self) -> str:
-        """The objective's name in recipes."""
-        ...
+    equation: str
+    inputs: str
+    state: str
+    cost: str
+    when: str
+    relation: str
+    citation: str
+
+
+class Objective(ABC):
+    """A frozen dataclass that is its own configuration, and computes one loss a pair.
+
+    The loop takes the one mean; weighting, auditing and logging work on the losses of single pairs. Subclasses have a
+    ``kind``, their name in recipes.
+    """
+
+    about: ClassVar[About]
 
     @property
     def needs_bias(self) -> bool:
         """Whether the logits need a learned bias."""
-        ...
+        return False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the pairs must carry a teacher's image features."""
+        return False
 
     def prepare(self, state: State) -> None:
-        """Declare what the objective remembers about each pair. Called once before training and after a resume."""
-        ...
+        """Declare what is remembered about each pair: nothing. Called once before training and after a resume."""
+        return
 
+    @abstractmethod
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
         """Return ``(B,)`` losses in nats, one for each of this rank's pairs, not reduced."""
-        ...

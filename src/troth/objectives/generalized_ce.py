@@ -10,13 +10,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from troth.objectives.base import About, Objective
 from troth.similarity import Pairs
 from troth.state import State
 from troth.types import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class GeneralizedCE:
+class GeneralizedCE(Objective):
     """InfoNCE with its logarithm replaced by a power, bounded where the logarithm is not.
 
     .. code-block:: text
@@ -29,7 +30,8 @@ class GeneralizedCE:
     tolerates symmetric noise but learns slowly.
 
     Source: Zhang and Sabuncu 2018, "Generalized cross entropy loss for training deep neural networks with noisy
-    labels", equation 6, applied to the rows and columns of the contrastive softmax.
+    labels", equation 6, applied to the rows and columns of the contrastive softmax. RINCE (Chuang et al. 2022) has
+    the same power, of the unnormalised scores.
 
     Attributes:
         q: how far from the logarithm; the source's default for labels is 0.7, ours 0.5 (measured before the project
@@ -38,13 +40,18 @@ class GeneralizedCE:
 
     kind: Literal["generalized_ce"] = "generalized_ce"
     q: Annotated[float, Field(gt=0, le=1)] = 0.5
-    needs_bias: ClassVar[bool] = False
-    citation: ClassVar[str] = (
-        "Zhang and Sabuncu, Generalized cross entropy loss for training deep neural networks with noisy labels, 2018"
+    about: ClassVar[About] = About(
+        equation="(1 − pᵢ^q) / q, both ways, halved; pᵢ = softmax of the pair",
+        inputs="nothing more",
+        state="nothing",
+        cost="4 products",
+        when="wrong captions, unknown which: a hopeless pair pulls almost not at all",
+        relation="q → 0: infonce; q = 1: mean absolute error of the match probability",
+        citation=(
+            "Zhang and Sabuncu, Generalized cross entropy loss for training deep neural networks with noisy labels, "
+            "2018"
+        ),
     )
-
-    def prepare(self, state: State) -> None:
-        """Remember nothing."""
 
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
         """Return ``(B,)`` losses, between 0 and ``1 / q``."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import cast, get_args
 
+import torch
+
 from troth import distributed
 from troth.data import (
     BatchNoise,
@@ -25,12 +27,14 @@ from troth.data import (
     TarSource,
 )
 from troth.data.embedded_source import EmbeddedSplit
-from troth.embed import FrozenEncoders
+from troth.embed import FeatureCache, FrozenEncoders
 from troth.embed.features import Progress
 from troth.embed.pictures import picture_transform
 from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder
 from troth.errors import UserError
 from troth.recipe import Recipe
+from troth.train import TaughtRun, TaughtStream, Teacher
+from troth.train.hardware import resolve_device
 
 _TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 _SECTIONS = {item.name for item in fields(Recipe)}
@@ -47,6 +51,7 @@ class Built:
         reserve: where foreign captions come from, if any.
         model: towers, geometry and scale, freshly initialised.
         frozen: the frozen encoders under heads; None for towers.
+        on_progress: called with (done, in all) while a teacher encodes the training pictures.
     """
 
     recipe: Recipe
@@ -55,18 +60,40 @@ class Built:
     reserve: Source | None
     model: ContrastiveModel
     frozen: FrozenEncoders | None
+    on_progress: Progress | None = None
 
     def stream(self, ledger: Ledger | None = None) -> BatchStream:
-        """Return this rank's batches; for heads, the frozen features are computed (or read) first.
+        """Return this rank's batches, with the teacher's features if the recipe names one.
+
+        For heads, the frozen features are computed (or read) first; so are those of a teacher that is cached.
 
         Args:
             ledger: takes up the pictures that could not be read while features were computed.
 
         Raises:
-            UserError: if the batch is larger than the data, or cannot be divided among the ranks.
+            UserError: if the batch is larger than the data, or cannot be divided among the ranks, or the teacher
+                cannot be loaded.
         """
+        teacher = self._teacher()
+        if teacher is not None and ledger is not None:
+            ledger.extend(teacher.ledger)
         with at("data.noise"):
-            return self._stream(ledger)
+            stream = self._stream(ledger)
+        return stream if teacher is None else TaughtStream(stream, teacher)
+
+    def _teacher(self) -> Teacher | None:
+        if self.recipe.teacher is None:
+            return None
+        run = TaughtRun(
+            student=self.model.encoder,
+            source=self.source,
+            device=resolve_device(self.recipe.train.device),
+            cache=FeatureCache() if self.frozen is None else self.frozen.cache,
+            num_workers=self.recipe.train.num_workers or None,
+            on_progress=self.on_progress,
+        )
+        with _main_rank_first():
+            return self.recipe.teacher.build(run)
 
     def _stream(self, ledger: Ledger | None) -> BatchStream:
         ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
@@ -84,11 +111,8 @@ class Built:
                 num_workers=self.recipe.train.num_workers,
                 **ranks,
             )
-        if not distributed.is_main():
-            distributed.barrier()  # rank 0 computes what is not cached, the others read it
-        features = self.frozen.features(self.source, self._reserve_captions())
-        if distributed.is_main():
-            distributed.barrier()
+        with _main_rank_first():
+            features = self.frozen.features(self.source, self._reserve_captions())
         if ledger is not None:
             ledger.extend(features.ledger)
         return FeatureStream(
@@ -111,6 +135,18 @@ class Built:
 
 
 @contextlib.contextmanager
+def _main_rank_first() -> Iterator[None]:
+    """Let rank 0 compute what is not cached, and the others read it; an error on rank 0 keeps nobody waiting."""
+    if not distributed.is_main():
+        distributed.barrier()
+    try:
+        yield
+    finally:
+        if distributed.is_main():
+            distributed.barrier()
+
+
+@contextlib.contextmanager
 def at(place: str) -> Iterator[None]:
     """Complete the place of a UserError: a source knows its field, only the recipe knows whose field that is."""
     try:
@@ -127,7 +163,7 @@ def at(place: str) -> Iterator[None]:
 
 
 def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: Progress | None = None) -> Built:
-    """Open the data, draw the noise and build the model.
+    """Open the data, draw the noise and build the model. A teacher is loaded with the stream, which alone needs it.
 
     Args:
         recipe: the run.
@@ -142,13 +178,35 @@ def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: 
     with at("data.noise"):
         reserve = recipe.data.noise.open_reserve()
         noise = recipe.data.noise.bind(source, recipe.seed, reserve)
-    return Built(recipe, source, noise, reserve, build_model(recipe), frozen or _frozen(recipe, on_progress))
+    model = build_model(recipe)
+    _check_teacher(recipe, model)
+    return Built(recipe, source, noise, reserve, model, frozen or _frozen(recipe, on_progress), on_progress)
+
+
+def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
+    """Raise a UserError unless there is a teacher exactly where an objective needs one, and one for this model."""
+    if recipe.teacher is not None:
+        if not recipe.objective.needs_teacher:
+            raise UserError(
+                "no part of the objective copies a teacher", where="teacher", remedy='leave it out, or set it to "none"'
+            )
+        recipe.teacher.check(model.encoder)
+    elif recipe.objective.needs_teacher:
+        kind = "input" if isinstance(recipe.model, Heads) else "online"
+        raise UserError(
+            "the objective copies a teacher, and the recipe names none",
+            where="teacher",
+            remedy=f'such as teacher = {{ kind = "{kind}" }}',
+        )
 
 
 def build_model(recipe: Recipe) -> ContrastiveModel:
     """Build the model alone, freshly initialised."""
     with at("model"):
         encoder = recipe.model.build(recipe.seed)
+    # Whether the towers' width fits the geometry shows when a point is made: of nothing, here, not in the first step.
+    with at("geometry"):
+        recipe.geometry.project(torch.zeros(1, encoder.embed_dim))
     return ContrastiveModel(encoder, recipe.geometry, recipe.scale, with_bias=recipe.objective.needs_bias)
 
 

@@ -20,7 +20,7 @@ from troth.data import CaptionAssignment, Source, atomic_path, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
 from troth.encoders import ContrastiveModel, export_open_clip
 from troth.errors import UserError
-from troth.evaluate import TaskResult
+from troth.evaluate import TaskResult, mean_point
 from troth.recipe import Recipe
 from troth.run.build import at, build, data_argument
 from troth.run.opened import open_run
@@ -108,7 +108,7 @@ def evaluate(folder: Path, which: str = "best", settings: Sequence[str] = ()) ->
 def embed(folder: Path, which: str, data: str, out: Path) -> None:
     """Write the points of a data set under a run: ``index (Q,)``, ``image (Q, D)``, ``text (Q, D)``.
 
-    A sample's text point is that of its captions: their mean, projected again.
+    A sample's text point is that of all its captions, or of the first (:func:`caption_points`).
     """
     if out.suffix != ".safetensors":
         raise UserError(f"writes .safetensors, not {out.suffix or 'a folder'}", where="--out", remedy="out.safetensors")
@@ -134,7 +134,13 @@ def _say_unreadable(embedder: Embedder, console: Console) -> None:
 
 
 def caption_points(embedder: Embedder, captions: Sequence[Sequence[str]]) -> Float[Tensor, "N D"]:
-    """Return one point for each sample's captions: the mean of their points, projected again."""
+    """Return one point for each sample's captions.
+
+    It is their mean as the geometry averages (:func:`troth.evaluate.mean_point`): projected again on the sphere; not so
+    with the oblique inner product, where its similarity is then the mean of the captions' own. On other geometries no
+    point has that mean, and one put back onto them would score samples with many captions by how much these differ:
+    there it is the first caption's point, which is also the caption that an audit names.
+    """
     distinct = list(dict.fromkeys(caption for group in captions for caption in group))
     points = embedder.texts(distinct)
     row = {caption: number for number, caption in enumerate(distinct)}
@@ -142,7 +148,10 @@ def caption_points(embedder: Embedder, captions: Sequence[Sequence[str]]) -> Flo
     rows = torch.tensor([row[caption] for group in captions for caption in group])
     total = points.new_zeros(len(captions), points.shape[1]).index_add_(0, owner, points[rows])
     counts = torch.bincount(owner, minlength=len(captions)).unsqueeze(1)
-    return embedder.geometry.project(total / counts)
+    mean = mean_point(total / counts, embedder.geometry)
+    if mean is not None:
+        return mean
+    return points[torch.tensor([row[group[0]] for group in captions], dtype=torch.int64)]
 
 
 def audit_source(

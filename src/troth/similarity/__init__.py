@@ -9,19 +9,40 @@ Everything an objective wants to know about the ``N x N`` matrix of logits
 it asks of :class:`Pairs`, which forms the matrix one tile at a time, reduces it, and forgets it. Memory is
 ``O(B * (D + tile))`` instead of ``O(B * N)``; values and gradients are those of the whole matrix, to rounding.
 
-Two ways through the matrix:
+Ways through the matrix:
 
 * a *fused pass* reduces every row and every column in one sweep, with the gradient written out by hand
-  (:meth:`Pairs.cross_entropy`, :meth:`Pairs.binary_cross_entropy`): two products forward in the dense way become one,
-  and with several ranks each forms only its own rows against all columns, yet every column is reduced completely;
+  (:meth:`Pairs.cross_entropy` and all its like): two products forward in the dense way become one, and with several
+  ranks each forms only its own rows against all columns, yet every column is reduced completely. What is folded is a
+  ``Reduction``: ``LogPartition``, ``TargetCrossEntropy`` and ``BinaryCrossEntropy``, ``SoftCrossEntropy``,
+  ``MarginSum``;
+* :mod:`~troth.similarity.gram` compares the affinities *within* each modality;
 * :meth:`Pairs.row_losses` hands *complete rows* to any function of the objective's and recomputes them in the
   backward pass.
 """
 
 from __future__ import annotations
 
-from troth.similarity.fused import TILE
+from troth.similarity.block import TILE, Block
+from troth.similarity.logsumexp import LogWeights
+from troth.similarity.matches import DenseMatches, GroupMatches, ListedMatches, Matches
 from troth.similarity.pairs import Pairs, TwoWay
+from troth.similarity.pairwise import MarginFunction
 from troth.similarity.ranking import best_rank, topk
+from troth.similarity.targets import KnownMatches
 
-__all__ = ["TILE", "Pairs", "TwoWay", "best_rank", "topk"]
+__all__ = [
+    "TILE",
+    "Block",
+    "DenseMatches",
+    "GroupMatches",
+    "KnownMatches",
+    "ListedMatches",
+    "LogWeights",
+    "MarginFunction",
+    "Matches",
+    "Pairs",
+    "TwoWay",
+    "best_rank",
+    "topk",
+]

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from troth.geometry import Geometry
-from troth.similarity.fused import TILE, tiles
+from troth.similarity.block import TILE, tiles
 
 
 @torch.no_grad()

@@ -8,19 +8,35 @@ from troth.train.loop import LEDGER_NAME, Evaluate, TrainConfig, Trainer, TrainR
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.runlog import LOG_NAME, RunLog, read_log
 from troth.train.step import StepReport, TrainStep
+from troth.train.teacher import (
+    CachedTeacher,
+    InputTeacher,
+    OnlineTeacher,
+    TaughtRun,
+    TaughtStream,
+    Teacher,
+    TeacherConfig,
+)
 
 __all__ = [
     "LEDGER_NAME",
     "LOG_NAME",
+    "CachedTeacher",
     "Checkpoints",
     "DryRunReport",
     "Evaluate",
+    "InputTeacher",
+    "OnlineTeacher",
     "OptimizerConfig",
     "PartSize",
     "Position",
     "RunLog",
     "ScheduleConfig",
     "StepReport",
+    "TaughtRun",
+    "TaughtStream",
+    "Teacher",
+    "TeacherConfig",
     "TrainConfig",
     "TrainResult",
     "TrainStep",

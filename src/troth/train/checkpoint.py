@@ -4,7 +4,8 @@ A checkpoint is a folder ``checkpoints/step-00000123`` with
 
 * ``model.safetensors``: parameters and buffers by name;
 * ``optimizer.safetensors``: AdamW's moments and step counts, as ``moment/parameter name``;
-* ``state.safetensors``: what is remembered about each pair, with the data's fingerprint;
+* ``state.safetensors``: what is remembered about each pair and about the run, as ``memory/name`` and ``value/name``,
+  with the data's fingerprint;
 * ``trainer.json``: where the run is, what it must match to be resumed, and the digest of each of the other files.
 
 It is written under another name, brought to the disk, and renamed. An evaluation comes after it and changes only the
@@ -216,8 +217,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     load_model(path, model)
     if optimizer is not None:
         _load_optimizer(path, model, optimizer)
-    memories, fingerprint = _read_state(path)
-    state.load_state_dict(memories, fingerprint)
+    remembered, fingerprint = _read_state(path)
+    state.load_state_dict(remembered, fingerprint)
     return read_position(path)
 
 
@@ -274,9 +275,9 @@ def _write_files(
 ) -> None:
     safetensors.torch.save_model(model, str(folder / "model.safetensors"))
     safetensors.torch.save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
-    memories = {name: values.contiguous() for name, values in state.state_dict().items()}
+    remembered = {name: values.contiguous() for name, values in state.state_dict().items()}
     metadata = {"fingerprint": state.fingerprint, "num_samples": str(state.num_samples)}
-    safetensors.torch.save_file(memories, folder / "state.safetensors", metadata=metadata)
+    safetensors.torch.save_file(remembered, folder / "state.safetensors", metadata=metadata)
     record = {
         "format": _FORMAT,
         "position": dataclasses.asdict(position),

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from troth.data.loader import BatchStream
 from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError
 from troth.objectives.base import Objective
-from troth.state import State
+from troth.state import Clock, State
 from troth.train.loop import TrainConfig
 from troth.train.step import NonFiniteStepError
 from troth.types import Batch
@@ -84,7 +84,9 @@ def dry_run(
     batches = iter(stream.batches(0, min(2, total_steps)))
     first = next(batches)
     try:
+        state.clock = Clock(seed, 0, stream.steps_per_epoch, total_steps)
         report = make_step(first, 0, 0.0)
+        state.clock = replace(state.clock, step=min(1, total_steps - 1))
         started = time.perf_counter()
         make_step(next(batches, first), 1, 0.0)
         seconds = time.perf_counter() - started

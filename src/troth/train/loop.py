@@ -20,7 +20,7 @@ from troth.data.loader import BatchStream, LoadedBatch
 from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.base import Objective
-from troth.state import State
+from troth.state import Clock, State
 from troth.train.checkpoint import Checkpoints, Position, load, read_position
 from troth.train.hardware import Precision, describe_device, describe_precision, resolve_device, resolve_precision
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
@@ -248,6 +248,7 @@ class Trainer:
         meter = Meter()
         for step, loaded in enumerate(self.stream.batches(start, self.total_steps), start=start):
             learning_rate = self._learning_rate(step)
+            self.state.clock = Clock(self.seed, step, self.stream.steps_per_epoch, self.total_steps)
             try:
                 report = self._make_step(loaded, step, learning_rate)
             except NonFiniteStepError as error:
@@ -323,12 +324,13 @@ class Trainer:
         if log is None:
             return
         step, bias = self._position.step, self.model.bias
-        values = {name: value for name, value in asdict(report).items() if value is not None}
+        values = {name: value for name, value in asdict(report).items() if value is not None and name != "notes"}
         log.write(
             "train",
             step,
             epoch=self._epoch(step),
             **values,
+            **report.notes,
             learning_rate=learning_rate,
             scale=float(self.model.scale.detach()),
             **({} if bias is None else {"bias": float(bias.detach())}),
@@ -350,8 +352,8 @@ class Trainer:
             log.write("non-finite", number, epoch=self._epoch(number), what=error.what)
         broken = sum(row["loss"] is None for row in rows)
         raise NonFiniteLossError(
-            f"the {error.what} of step {number} is not finite ({broken} of {len(rows)} pair losses are not); weights, "
-            f"optimiser and state before the step are in {folder}, the batch's sample ids in {path}. Likely remedies: "
+            f"the {error.what} of step {number} is not finite ({broken} of {len(rows)} pair losses are not); weights "
+            f"and optimiser before the step are in {folder}, the batch's sample ids in {path}. Likely remedies: "
             'a lower learning rate or a longer warm-up, gradient_clip, precision "float32", a lower cap of the scale, '
             "or mending the pairs whose loss is null there"
         ) from error

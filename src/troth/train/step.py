@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from troth import distributed
 from troth.data.loader import LoadedBatch
 from troth.encoders.contrastive import ContrastiveModel, Features
+from troth.errors import UserError
 from troth.objectives.base import Objective
-from troth.similarity import Pairs
+from troth.similarity import GroupMatches, Pairs
 from troth.state import State
 from troth.train import accumulate
+from troth.train.captions import caption_groups
 from troth.train.optimizer import set_learning_rate, trainable_parameters
 from troth.train.parallel import replicate
 from troth.train.randomness import seed_step
+from troth.train.teacher import TaughtBatch
 from troth.types import Batch
 
 
@@ -34,6 +37,7 @@ class StepReport:
         loss_mismatched: the mean loss of the pairs known to be wrong (injected noise); None if there were none.
         positive_similarity_matched: the similarity that belongs to ``loss_matched``.
         positive_similarity_mismatched: the similarity that belongs to ``loss_mismatched``.
+        notes: what the objective wants in the log beside its loss, each a mean over pairs.
     """
 
     loss: float
@@ -43,6 +47,7 @@ class StepReport:
     loss_mismatched: float | None = None
     positive_similarity_matched: float | None = None
     positive_similarity_mismatched: float | None = None
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 class NonFiniteStepError(Exception):
@@ -66,6 +71,10 @@ class TrainStep:
 
         batch -> towers (autocast) -> features -> pairs -> (B,) losses -> mean -> backward -> mean over ranks
               -> clip -> AdamW -> clamp the scale
+
+    The pairs carry what is known about them beside their embeddings: sample ids, which of them have the same caption
+    (``matches``), and the teacher's features of their images if the batch comes from a
+    :class:`~troth.train.teacher.TaughtStream`.
 
     Args:
         model: the model, on its device; wrapped for several ranks at the first step.
@@ -108,16 +117,20 @@ class TrainStep:
         """Make step number ``step`` (the first is 0) with this rank's rows of a batch.
 
         Raises:
+            UserError: if the objective needs a teacher and the batch comes without its features.
             NonFiniteStepError: on every rank alike, before the optimiser has changed a weight, if the loss of any rank
                 or the gradient is not finite.
         """
+        teacher_image = self._teacher_image(loaded)
         batch = loaded.batch.to(self._parameters[0].device, channels_last=self.channels_last)
+        matches = GroupMatches(caption_groups(batch.text))
         if self._replica is None:
             sample = batch.slice(0, self.micro_batch_size or len(batch))
             self._replica = replicate(self.model, sample, self.precision)
         self.optimizer.zero_grad(set_to_none=True)
         seed_step(self.seed, step, distributed.rank())
         sums: list[float] = []
+        notes: dict[str, Tensor] = {}
 
         def losses_of(features: Features) -> Tensor:
             pairs = Pairs(
@@ -127,8 +140,11 @@ class TrainStep:
                 features.bias,
                 index=batch.index,
                 geometry=self.model.geometry,
+                matches=matches,
+                teacher_image=None if teacher_image is None else teacher_image.to(features.image),
             )
             losses = self.objective(pairs, self.state)
+            notes.update(self.state.take_notes())
             sums.extend(_sums(losses.detach(), pairs, loaded.mismatched))
             if not math.isfinite(sums[1]):
                 raise NonFiniteStepError("loss", losses.detach())
@@ -147,7 +163,18 @@ class TrainStep:
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.model.clamp_scale()
-        return _report(sums, norm)
+        return _report(sums, norm, notes)
+
+    def _teacher_image(self, loaded: LoadedBatch) -> Float[Tensor, "B F"] | None:
+        if isinstance(loaded, TaughtBatch):
+            return loaded.teacher_image
+        if self.objective.needs_teacher:
+            raise UserError(
+                "the objective copies a teacher, and there is none",
+                where="teacher",
+                remedy="name one in the recipe, or train on a TaughtStream",
+            )
+        return None
 
 
 @torch.no_grad()
@@ -167,7 +194,7 @@ def _sums(losses: Float[Tensor, " B"], pairs: Pairs, mismatched: Bool[Tensor, " 
     return [float(value) for value in distributed.sum_over_ranks(torch.stack(parts)).tolist()]
 
 
-def _report(sums: list[float], gradient_norm: float) -> StepReport:
+def _report(sums: list[float], gradient_norm: float, notes: dict[str, Float[Tensor, " B"]]) -> StepReport:
     pairs, loss, similarity, wrong, wrong_loss, wrong_similarity = sums
     right = pairs - wrong
     return StepReport(
@@ -178,6 +205,7 @@ def _report(sums: list[float], gradient_norm: float) -> StepReport:
         loss_mismatched=wrong_loss / wrong if wrong else None,
         positive_similarity_matched=(similarity - wrong_similarity) / right if wrong and right else None,
         positive_similarity_mismatched=wrong_similarity / wrong if wrong else None,
+        notes={name: float(distributed.sum_over_ranks(values.sum())) / pairs for name, values in notes.items()},
     )
 
 

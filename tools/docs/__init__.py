@@ -1,0 +1,1 @@
+"""What writes the parts of docs/ that follow from the code."""
