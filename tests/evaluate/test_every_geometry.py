@@ -124,6 +124,16 @@ def test_a_collapsed_model_scores_chance_with_many_prompts_too(geometry: Geometr
     same = points(geometry, 1, 8).float()
     result = zero_shot(same.expand(50, -1), torch.arange(50) % 10, same.expand(10, 3, 8), geometry)
     assert result.metrics["top1"] == 0.0
+    assert (result.details["rank"] == 5).all(), "half of the nine others, rounded up"
+
+
+def test_no_more_prompts_are_compared_at_a_time_than_a_tile_has_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["troth.evaluate.averages"], "TILE", (1024, 8))
+    compared: list[int] = []
+    whole = Euclidean.similarity
+    monkeypatch.setattr(Euclidean, "similarity", lambda self, u, v: compared.append(len(v)) or whole(self, u, v))
+    zero_shot(points(Euclidean(), 4, 8), torch.arange(4), points(Euclidean(), 7, 3, 8), Euclidean())
+    assert compared == [6, 6, 6, 3]
 
 
 def test_the_concept_test_takes_prompts(geometry: Geometry) -> None:

@@ -1,6 +1,7 @@
 """What paper 000's weights do, by its own algorithm: the statements of docs/gamma_weights.md, checked."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,15 @@ SIZE = 24
 SCALE = torch.tensor(9.0, dtype=torch.float64)
 LITERAL = GammaWeights(similarity="logits")
 A0 = 1 + LITERAL.a_plus + (SIZE - 1) * LITERAL.a_minus
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Batches this small are hundreds of tiny operations, which two threads only slow down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def evaluate(
@@ -41,14 +51,14 @@ def test_read_literally_the_loss_does_not_know_the_embeddings() -> None:
 @pytest.mark.parametrize("changes", [{"sweeps": 1}, {"sweeps": 5}, {"b_u": 3.0}, {"a_u": 2.0}, {"keep": 0.5}])
 def test_at_b_0_neither_u_nor_the_sweeps_have_a_say(changes: dict) -> None:
     """The law of the losses is the same (the draws differ where the sweep that made them does)."""
-    plain = torch.cat([evaluate(LITERAL, *features(SIZE), step=step)[0] for step in range(150)])
-    changed = torch.cat([evaluate(replace(LITERAL, **changes), *features(SIZE), step=step)[0] for step in range(150)])
+    plain = torch.cat([evaluate(LITERAL, *features(SIZE), step=step)[0] for step in range(30)])
+    changed = torch.cat([evaluate(replace(LITERAL, **changes), *features(SIZE), step=step)[0] for step in range(30)])
     error = math.sqrt(plain.var() / len(plain) + changed.var() / len(changed))
     assert abs(plain.mean() - changed.mean()) < 5 * error
 
 
 def test_the_expected_loss_is_a_difference_of_digammas() -> None:
-    losses = torch.cat([evaluate(LITERAL, *features(SIZE), step=step)[0] for step in range(400)])
+    losses = torch.cat([evaluate(LITERAL, *features(SIZE), step=step)[0] for step in range(120)])
     expected = digamma(A0) - digamma(1 + LITERAL.a_plus)
     # Losses of one step share no draws between rows of one direction; five standard errors.
     assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(len(losses))
@@ -63,7 +73,7 @@ def test_the_mean_weights_have_exactly_the_gradient_of_the_linear_loss() -> None
 
 
 def test_the_mean_gradient_over_many_draws_is_the_linear_loss_gradient() -> None:
-    draws = [torch.cat([g.flatten() for g in evaluate(LITERAL, *features(SIZE), step=s)[1]]) for s in range(400)]
+    draws = [torch.cat([g.flatten() for g in evaluate(LITERAL, *features(SIZE), step=s)[1]]) for s in range(120)]
     linear = torch.cat([g.flatten() for g in evaluate(MMCL.linear(), *features(SIZE))[1]])
     expected = (1 - (1 + LITERAL.a_plus) / A0) * linear
     stacked = torch.stack(draws)
