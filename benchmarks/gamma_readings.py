@@ -2,7 +2,7 @@
 
     python -m benchmarks.gamma_readings [--quick] [--save]
 
-Each method trains the ``heads-infonce`` recipe with its own objective and nothing else changed or tuned, without and with
+Each method trains the ``heads-infonce`` recipe with its own objective, nothing else changed or tuned, without and with
 40% of the captions moved to other pictures, over three seeds; ``--quick`` takes one seed and 3 epochs. The first run
 computes the frozen features (about two minutes); they are cached. Printed and saved are zero-shot top-1 on the unseen
 style, the mean loss of the last epoch, InfoNCE's value beside it, and the scale, each with its standard error over

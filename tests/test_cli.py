@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from troth import cli
@@ -152,6 +153,29 @@ def test_audit_writes_every_pair_with_the_caption_it_was_given(run: Path, tmp_pa
     moved = [key != owner for key, owner in zip(table.key, table.caption_key, strict=True)]
     with np.load(run / "noise.npz") as noise:
         assert sum(moved) == int(noise["mismatched"][table.id].sum()) > 0
+
+
+def test_an_audit_can_weigh_the_pairs_of_the_next_run(run: Path, pictures: Path, tmp_path: Path) -> None:
+    call("audit", str(run), "--out", str(tmp_path / "audit.parquet"))
+    by = f'{{kind="given", file="{tmp_path / "audit.parquet"}", column="quality"}}'
+    weighted = [*settings(pictures), f'objective={{kind="reweighted", objective={{kind="infonce"}}, by={by}}}']
+    call("train", "small-infonce", *flags(weighted), "--out", str(tmp_path / "next"))
+    table = AuditTable.read(tmp_path / "audit.parquet")
+    checkpoint = sorted((tmp_path / "next" / "checkpoints").glob("step-*"))[-1]
+    with safe_open(checkpoint / "state.safetensors", framework="pt") as file:
+        remembered = file.get_tensor("memory/by/weight")
+    assert remembered[table.id].tolist() == pytest.approx(table.quality.tolist(), rel=1e-6)
+
+
+def test_a_table_that_does_not_exist_is_found_before_a_folder_is_made(
+    pictures: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    by = '{kind="given", file="nowhere.parquet"}'
+    weighted = [*settings(pictures), f'objective={{kind="reweighted", objective={{kind="infonce"}}, by={by}}}']
+    assert "objective.by.file: no such file" in fails(
+        "train", "small-infonce", *flags(weighted), "--out", str(tmp_path / "next")
+    )
+    assert not (tmp_path / "next").exists()
 
 
 def test_export_loads_in_open_clip(run: Path, tmp_path: Path) -> None:

@@ -97,13 +97,13 @@ class Affinity(Objective):
     threshold: Cosine = 0.2
 
     about: ClassVar[About] = About(
-        equation="1/N sum_j |<I_i, I_j> - <T_i, T_j>|",
-        inputs="none",
-        state="none; the ramp follows the clock",
-        cost="l1: 4 products of B x N x D, at most 6 on several ranks; l2, pearson: O(B D^2) in float64",
+        equation="1/N Σⱼ |⟨Iᵢ, Iⱼ⟩ − ⟨Tᵢ, Tⱼ⟩|",
+        inputs="nothing more; for the ramp, how far training is",
+        state="nothing",
+        cost="l1: 4 products, at most 6 on several ranks; l2, pearson: O(B D²) in float64",
         when="beside a contrastive loss, where the neighbours of an image and of its caption should agree",
         relation="reduction = row with l2 is CyCLIP's in-modal term; pearson is one minus the affinity consistency",
-        citation=("Wu et al., SaCo loss: sample-wise affinity consistency for vision-language pre-training, 2024"),
+        citation="Wu et al., SaCo loss: sample-wise affinity consistency for vision-language pre-training, 2024",
     )
 
     @model_validator(mode="after")

@@ -122,7 +122,7 @@ class Reweighted(Objective):
 
     about: ClassVar[About] = About(
         equation="weightᵢ lossᵢ, no gradient through the weight",
-        inputs="those of its objective; by given: per-pair weights; by clean_posterior: sample ids",
+        inputs="those of its objective; by given: per-pair weights, or a table of them; by clean_posterior: sample ids",
         state="that of its objective; by clean_posterior: each pair's average loss, and two Gaussians",
         cost="that of its objective",
         when="pairs are not equally trustworthy, and their losses or the data tell which",

@@ -42,10 +42,10 @@ class CyCLIP(Objective):
     cross_modal: Annotated[float, Field(ge=0)] = 0.25
 
     about: ClassVar[About] = About(
-        equation="1/4 sum_j [(<I_i, I_j> - <T_i, T_j>)^2 + (<I_i, T_j> - <T_i, I_j>)^2]",
-        inputs="none",
-        state="none",
-        cost="O(B D^2) in float64",
+        equation="¼ Σⱼ [(⟨Iᵢ, Iⱼ⟩ − ⟨Tᵢ, Tⱼ⟩)² + (⟨Iᵢ, Tⱼ⟩ − ⟨Tᵢ, Iⱼ⟩)²]",
+        inputs="nothing more",
+        state="nothing",
+        cost="O(B D²) in float64",
         when="beside a contrastive loss, where distances should mean the same within and across modalities",
         relation="cross_modal = 0 is a multiple of affinity with l2 and row",
         citation="Goel et al., CyCLIP: cyclic contrastive language-image pretraining, 2022",

@@ -51,13 +51,13 @@ class Mimic(Objective):
     threshold: Cosine = 0.2
 
     about: ClassVar[About] = About(
-        equation="1/N sum_j |<I_i, I_j> - <teacher_i, teacher_j>|",
+        equation="1/N Σⱼ |⟨Iᵢ, Iⱼ⟩ − ⟨Ĩᵢ, Ĩⱼ⟩|, Ĩ the teacher's images",
         inputs="a frozen teacher's image features",
-        state="none; the ramp follows the clock",
-        cost="l1: 3 products of B x N x D, at most 5 on several ranks; l2, pearson: O(B D^2) in float64",
+        state="nothing",
+        cost="l1: 3 products, at most 5 on several ranks; l2, pearson: O(B D²) in float64",
         when="with affinity, training from scratch, where a well trained image model is at hand",
         relation="affinity, with the teacher's images in place of the captions",
-        citation=("Wu et al., SaCo loss: sample-wise affinity consistency for vision-language pre-training, 2024"),
+        citation="Wu et al., SaCo loss: sample-wise affinity consistency for vision-language pre-training, 2024",
     )
 
     @property

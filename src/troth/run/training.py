@@ -52,6 +52,7 @@ def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None,
         with feature_progress(progress) as on_progress:
             built = build(recipe, frozen=frozen, on_progress=on_progress)
             trainer = _trainer(built, folder, progress=progress)
+            recipe.objective.prepare(trainer.state)  # reads the files it names
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             recipes.save(recipe, folder / RECIPE_NAME)
