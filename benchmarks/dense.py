@@ -33,6 +33,7 @@ class Inputs:
         teacher_image: ``(B, Dt)`` a frozen teacher's image features, or None.
         index: ``(B,)`` sample ids, which are the numbers 0 to B - 1.
         progress: the share of the run that is over.
+        starts_epoch: whether the step is the first of an epoch.
         memory: what is remembered between batches, by name; a part of a composite has a dictionary of its own.
     """
 
@@ -45,6 +46,7 @@ class Inputs:
     teacher_image: Tensor | None = None
     index: Tensor | None = None
     progress: float = 0.0
+    starts_epoch: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
 
     def logits(self) -> Tensor:
@@ -119,9 +121,9 @@ def generalized_ce(method: Any, batch: Inputs) -> Tensor:
 def noise_mixture(method: Any, batch: Inputs) -> Tensor:
     """The match probability mixed with chance."""
     logits = batch.logits()
-    noise = method.noise
-    if method.learn and "wrong" in batch.memory:
-        noise = min(max(float(batch.memory["wrong"].nanmean()), 1e-4), method.most)
+    if batch.starts_epoch and "wrong" in batch.memory:
+        batch.memory["rate"] = min(max(float(batch.memory["wrong"].nanmean()), 1e-4), method.most)
+    noise = batch.memory.get("rate", method.noise)
     chance = noise / len(logits)
     likelihoods = [(1 - noise) * rows.softmax(1).diagonal() + chance for rows in (logits, logits.T)]
     if method.learn:

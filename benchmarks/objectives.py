@@ -1,7 +1,7 @@
 """Every objective, forward and backward: ours, the plain torch of ``benchmarks.dense``, and open_clip's ClipLoss.
 
-    python -m benchmarks.objectives [--quick] [--save] [--only KIND ...]
-    python -m benchmarks.objectives --huge [--save] [--only KIND ...]
+    python -m benchmarks.objectives [--quick] [--save] [--only CASE ...]
+    python -m benchmarks.objectives --huge [--save] [--only CASE ...]
 
 ``--quick`` stops at B = 4,096. The goals: at most 1.5 times ClipLoss's seconds (2.5 times for ``gamma_weights``, which
 draws numbers for every combination) at every size, and at 16,384 at most an eighth of its memory. ``--huge`` runs ours
@@ -15,7 +15,9 @@ draw; with means in place of draws the tests compare them exactly.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +31,7 @@ from rich.table import Table
 
 from benchmarks import dense
 from benchmarks.measure import Measurement, measure
-from benchmarks.table import Record, arguments, machine, report, save
+from benchmarks.table import RESULTS, Record, arguments, machine, report, save
 from troth.objectives import (
     MMCL,
     Affinity,
@@ -303,28 +305,31 @@ def huge(names: Sequence[str], keep: Callable[[list[Record]], None]) -> list[Rec
     return records
 
 
+def keep(name: str, command: str, machine_name: str, records: Sequence[Record]) -> None:
+    """Save the records in place of earlier ones of the same cases; those of other cases stay."""
+    path = RESULTS / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))["records"] if path.exists() else []
+    measured = {each.case for each in records}
+    fields = [each.name for each in dataclasses.fields(Record)]
+    others = [Record(**{field: each[field] for field in fields}) for each in kept if each["case"] not in measured]
+    save(name, command, machine_name, [*others, *records])
+
+
 def main() -> None:
     parser: argparse.ArgumentParser = arguments(__doc__ or "")
-    kinds = sorted(dense.DENSE)
-    parser.add_argument("--only", nargs="+", metavar="KIND", choices=kinds, help=f"of these kinds: {', '.join(kinds)}")
+    parser.add_argument("--only", nargs="+", metavar="CASE", choices=list(CASES), help=f"of: {', '.join(CASES)}")
     parser.add_argument("--huge", action="store_true", help=f"ours alone at B = {HUGE:,}; keeps objectives_huge.json")
     options = parser.parse_args()
-    if options.only and options.save:
-        parser.error("--only measures a part, which is not kept: leave out --save")
-    names = [name for name, each in CASES.items() if not options.only or each.objective.kind in options.only]
+    names = options.only or list(CASES)
     if options.huge:
-        command, kept_as = "python -m benchmarks.objectives --huge", "objectives_huge"
-
-        def keep(records: list[Record]) -> None:
-            if not options.only:
-                save(kept_as, command, options.save or machine(), records)
-
-        report(f"Objectives at B = {HUGE:,}, forward + backward, float32", huge(names, keep))
+        command, name = "python -m benchmarks.objectives --huge", options.save or machine()
+        records = huge(names, lambda found: keep("objectives_huge", command, name, found))
+        report(f"Objectives at B = {HUGE:,}, forward + backward, float32", records)
         return
     records = compare(names, (1024, 4096) if options.quick else (4096, 16384))
     report("Objectives, forward + backward, float32", records)
     if options.save:
-        save("objectives", "python -m benchmarks.objectives", options.save, records)
+        keep("objectives", "python -m benchmarks.objectives", options.save, records)
 
 
 if __name__ == "__main__":

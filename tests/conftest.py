@@ -25,4 +25,4 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("TROTH_TEST_THREADS", "2")))

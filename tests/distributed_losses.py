@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.objectives.instances import INSTANCES, case_of, features, pairs_of, state_of
+from tests.objectives.instances import INSTANCES, case_of, features, on_geometry, pairs_of, state_of
 from troth import distributed
 from troth.similarity import GroupMatches, ListedMatches, Pairs
 from troth.state import State
@@ -21,9 +21,25 @@ def own(values: Tensor | None) -> Tensor:
     return distributed.own_rows(values).clone()
 
 
-def two_steps(name: str) -> tuple[Tensor, list[Tensor]]:
+#: The objectives that the ranks compute on a geometry whose directions differ, and on one of arc lengths.
+ON_GEOMETRIES = [
+    "infonce",
+    "sigmoid",
+    "mmcl, hinge",
+    "soft_targets",
+    "self_distillation",
+    "global_infonce",
+    "gamma_weights, literal",
+    "gamma_weights, rates",
+]
+
+
+def two_steps(name: str, geometry: str | None = None) -> tuple[Tensor, list[Tensor]]:
     """Losses and gradients of a second step, with the memory of a first on the same pairs the other way round."""
     case = case_of(INSTANCES[name].objective, size=SIZE)
+    if geometry is not None:
+        case = on_geometry(case, geometry)
+        case = replace(case, image=case.geometry.project(case.image), text=case.geometry.project(case.text))
     state = state_of(case)
     for step in (2, 3):
         state.clock = replace(case.clock, step=step)
@@ -74,6 +90,8 @@ def compute(folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.initialise()
     results = {name: two_steps(name) for name in INSTANCES}
+    for geometry in ("filip, unequal", "oblique, geodesic"):
+        results |= {f"{name} on {geometry}": two_steps(name, geometry) for name in ON_GEOMETRIES}
     results |= {kind: known_matches(kind) for kind in ("grouped", "listed")} | {"row_losses": rows()}
     state = State(SIZE, "test")
     state.declare("u")

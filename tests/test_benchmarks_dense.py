@@ -36,6 +36,7 @@ def inputs_of(case: Case) -> dense.Inputs:
         case.teacher_image,
         case.index,
         case.clock.progress,
+        case.clock.starts_epoch,
     )
 
 

@@ -170,7 +170,7 @@ def test_a_wrong_example_would_not_conform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, wrong: str
 ) -> None:
     changed = Example(tmp_path, monkeypatch, lambda source: source.replace(line, wrong))
-    test = conformance.test_two_steps_equal_the_float64_loop_in_values_and_gradients
+    test = conformance.test_steps_equal_the_float64_loop_in_values_and_gradients
     with pytest.raises(AssertionError, match="close"):
         test(changed.instances["focal"], (3, 4))
 

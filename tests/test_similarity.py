@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from troth.geometry import Sphere
-from troth.similarity import Pairs, best_rank, topk
+from troth.similarity import DenseMatches, GroupMatches, Pairs, best_rank, topk
 from troth.types import Side
 
 SPHERE = Sphere()
@@ -65,6 +65,48 @@ def test_the_fused_pass_keeps_no_block_for_the_backward_pass() -> None:
     assert max(saved) <= 300 * 4
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("index", torch.arange(1), "index must be"),
+        ("weight", torch.ones(4, 1), "weight must be"),
+        ("teacher_image", torch.ones(9, 2), "teacher_image has 9 rows"),
+        ("scale", torch.ones(3), "scale must be one number"),
+        ("matches", DenseMatches(torch.ones(9, 9)), "degrees must be"),
+        ("matches", DenseMatches(-torch.ones(4, 4)), "must not be negative"),
+        ("matches", GroupMatches(torch.zeros(5, dtype=torch.int64)), "groups must be"),
+    ],
+)
+def test_what_does_not_fit_the_pairs_is_refused_and_not_broadcast(field: str, value: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Pairs(points(4), points(4), **{"scale": torch.tensor(1.0), field: value})
+
+
+def test_one_pair_has_no_negatives() -> None:
+    pair = Pairs(points(1), points(1), torch.tensor(1.0, dtype=torch.float64), index=torch.arange(1))
+    assert pair.cross_entropy().image.item() == 0
+    with pytest.raises(ValueError, match="two pairs"):
+        pair.log_negatives()
+
+
+def test_what_is_remembered_needs_sample_ids() -> None:
+    with pytest.raises(ValueError, match="index="):
+        Pairs(points(4), points(4), torch.tensor(1.0)).memory_ids()
+
+
+def test_a_pair_that_nothing_fits_has_no_loss_and_no_gradient() -> None:
+    degree = torch.eye(4, dtype=torch.float64)
+    degree[2, 2] = 0
+    image = points(4).requires_grad_()
+    pairs = Pairs(image, points(4, seed=1), torch.tensor(3.0, dtype=torch.float64), matches=DenseMatches(degree))
+    losses = pairs.target_cross_entropy("positive", 0.1).image
+    assert losses[2] == 0
+    assert (losses[[0, 1, 3]] > 0).all()
+    (gradient,) = torch.autograd.grad(losses.sum(), image)
+    assert gradient[2].abs().max() == 0
+    assert torch.isfinite(gradient).all()
+
+
 def test_half_precision_and_ragged_shapes_are_refused() -> None:
     good = points(4)
     with pytest.raises(ValueError, match="float32 or float64"):
@@ -91,6 +133,11 @@ def test_best_rank_is_the_naive_count(queries: int, candidates: int, seed: int, 
             continue
         best = max(positives)
         assert ranks[i] == sum(s > best for s in negatives) + (sum(s == best for s in negatives) + 1) // 2
+
+
+def test_a_model_of_nans_is_last() -> None:
+    broken, groups = torch.full((5, 3), torch.nan), torch.arange(5)
+    assert (best_rank(broken, broken, groups, groups, SPHERE) == 5).all()
 
 
 def test_a_collapsed_model_scores_chance_and_not_perfection() -> None:

@@ -97,7 +97,7 @@ def gather(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Return the elementwise sum over ranks (a new tensor)."""
+    """Return the elementwise sum over ranks; in a single process the tensor itself."""
     if not _active():
         return values
     total = values.detach().clone()
@@ -124,7 +124,7 @@ def sum_and_scatter(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def max_over_ranks(values: Tensor) -> Tensor:
-    """Return the elementwise maximum over ranks (a new tensor)."""
+    """Return the elementwise maximum over ranks; in a single process the tensor itself."""
     if not _active():
         return values
     largest = values.detach().clone()

@@ -265,7 +265,8 @@ def _explain(error: ValidationError, tree: Mapping[str, Any], where: str) -> Use
         given = finding.get("ctx", {}).get("tag", "")
         return UserError(f"unknown kind {given!r}", where=f"{where}: {dotted}", remedy=f"one of: {expected}")
     if finding["type"] == "union_tag_not_found":
-        return UserError("the table has no 'kind'", where=f"{where}: {dotted}", remedy='add kind = "..."')
+        remedy = f'add kind = "..." (on the command line --set {dotted}.kind=... beside its other settings)'
+        return UserError("the table has no 'kind'", where=f"{where}: {dotted}", remedy=remedy)
     message = _PLAINER.get(finding["type"]) or finding["msg"].removeprefix("Value error, ").replace("Tuple ", "List ")
     message = message[0].lower() + message[1:]
     given = finding.get("input")

@@ -92,6 +92,11 @@ class State:
     def clock(self, clock: Clock) -> None:
         self._store.clock = clock
 
+    @property
+    def path(self) -> str:
+        """What this scope's names begin with: random draws of two parts of one objective differ by it."""
+        return self._prefix
+
     def scope(self, prefix: str) -> State:
         """Return a view on this state whose names begin with ``prefix/``; everything else is shared, the clock too.
 
@@ -132,6 +137,8 @@ class State:
         """Remember ``values`` about the samples ``index``, on every rank."""
         memory = self._store.memories[self._prefix + name]
         index = distributed.gather(index).to(memory.device)
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self.num_samples:
+            raise ValueError(f"sample ids {int(index.min())} to {int(index.max())} in a state of {self.num_samples}")
         values = distributed.gather(values.detach()).to(memory)
         # Assigning to repeated places has no defined order: the last row of each sample is picked first.
         samples, which = torch.unique(index, return_inverse=True)

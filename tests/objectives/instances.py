@@ -1,12 +1,13 @@
 """The objectives, with the settings that change their arithmetic, as the conformance tests go through them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tests.references.case import Case
+from troth.geometry import FILIP, Euclidean, Geometry, Oblique
 from troth.objectives import (
     MMCL,
     Affinity,
@@ -77,7 +78,6 @@ INSTANCES: dict[str, Instance] = {
     "mmcl, infonce": Instance(MMCL.infonce()),
     "mmcl, odd": Instance(MMCL(phi="log", psi="exp", nu=0.7, eps=0.3), non_negative=False, prefers_right=False),
     "mmcl, logistic": Instance(MMCL(psi="softplus", nu=0.8, eps=0.5)),
-    "mmcl, log logistic": Instance(MMCL(phi="log", psi="softplus"), non_negative=False),
     "mmcl, hinge": Instance(MMCL(psi="hinge"), smooth=False),
     "decl": Instance(DeCL(), symmetric=False, non_negative=False, exact_slope=False),
     "decl, mean": _fixed(DeCL(draw="mean", b_u=0.5, keep=0.5), non_negative=False),
@@ -106,6 +106,17 @@ INSTANCES: dict[str, Instance] = {
     "sum": Instance(Sum(((1.0, InfoNCE()), (5.0, Affinity()), (0.5, NoiseMixture(learn=True)))), smooth=False),
     "reweighted": _fixed(Reweighted(InfoNCE(), by=CleanPosterior(warmup_epochs=1))),
     "reweighted, given": Instance(Reweighted(GeneralizedCE(), by=GivenWeights())),
+}
+
+
+#: The geometries other than the sphere that objectives are tried on, with the widths of image and caption features.
+GEOMETRIES: dict[str, tuple[Geometry, int, int]] = {
+    "euclidean": (Euclidean(), 6, 6),
+    "oblique": (Oblique(sub_dim=3, num_spheres=2), 6, 6),
+    "oblique, geodesic": (Oblique(sub_dim=3, num_spheres=2, distance="geodesic"), 6, 6),
+    "oblique, geodesic sum": (Oblique(sub_dim=3, num_spheres=2, distance="geodesic_sum"), 6, 6),
+    "filip": (FILIP(sub_dim=2), 6, 6),
+    "filip, unequal": (FILIP(sub_dim=2), 4, 8),
 }
 
 
@@ -143,6 +154,19 @@ def case_of(objective: Objective, size: int = 7, seed: int = 0, dim: int = 6, sc
     )
 
 
+def on_geometry(case: Case, name: str, seed: int = 0) -> Case:
+    """The case with raw features of fairly fitting pairs for another geometry; one caption has a padded token."""
+    geometry, image_width, text_width = GEOMETRIES[name]
+    generator = torch.Generator().manual_seed(seed + 2)
+    text = torch.randn(case.size, text_width, generator=generator, dtype=torch.float64)
+    image = torch.randn(case.size, image_width, generator=generator, dtype=torch.float64)
+    shared = min(image_width, text_width)
+    image[:, :shared] += text[:, :shared]
+    if isinstance(geometry, FILIP):
+        text[1, -geometry.sub_dim :] = 0
+    return replace(case, image=image, text=text, geometry=geometry)
+
+
 def pairs_of(case: Case, **changes: object) -> Pairs:
     assert case.matches is not None
     return Pairs(
@@ -154,6 +178,7 @@ def pairs_of(case: Case, **changes: object) -> Pairs:
         matches=DenseMatches(case.matches),
         weight=case.weight,
         teacher_image=case.teacher_image,
+        geometry=case.geometry,
         **changes,
     )
 

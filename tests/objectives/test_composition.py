@@ -100,7 +100,7 @@ def test_given_weights_count_once_and_do_not_colour_the_memory(inner) -> None:
 
 
 def test_weights_that_are_not_given_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"^objective\.by: these pairs carry no weights .*\(give the data set"):
+    with pytest.raises(UserError, match=r"^objective\.by: these pairs carry no weights .*\(name a table"):
         run(Reweighted(InfoNCE(), by=GivenWeights()))
 
 
@@ -109,14 +109,14 @@ def test_parts_of_parts_each_remember_for_themselves() -> None:
     objective = Sum(((1.0, slow), (2.0, Sum(((0.5, GeneralizedCE()), (1.0, fast)))), (0.0, Sigmoid())))
     state = State(SIZE, "test")
     objective.prepare(state)
-    assert list(state) == ["0/by/loss", "1/1/by/loss"]
-    for name, fill in (("0/by/loss", 10.0), ("1/1/by/loss", 20.0)):
+    assert list(state) == ["0-reweighted/by/loss", "1-sum/1-reweighted/by/loss"]
+    for name, fill in (("0-reweighted/by/loss", 10.0), ("1-sum/1-reweighted/by/loss", 20.0)):
         state.write(name, torch.arange(SIZE), torch.full((SIZE,), fill))
     losses, _ = run(objective, state)
     plain = run(InfoNCE())[0]
     torch.testing.assert_close(losses, plain + 2 * (0.5 * run(GeneralizedCE())[0] + plain), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(state.read("0/by/loss"), (0.9 * 10 + 0.1 * plain).float())
-    torch.testing.assert_close(state.read("1/1/by/loss"), (0.1 * 20 + 0.9 * plain).float())
+    torch.testing.assert_close(state.read("0-reweighted/by/loss"), (0.9 * 10 + 0.1 * plain).float())
+    torch.testing.assert_close(state.read("1-sum/1-reweighted/by/loss"), (0.1 * 20 + 0.9 * plain).float())
     found = [(part, list(scope)) for part, scope in parts(objective, state) if isinstance(part, CleanPosterior)]
     assert found == [(slow.by, ["loss"]), (fast.by, ["loss"])]
     assert [part for part, _ in parts(objective, state)][:2] == [objective, slow]

@@ -1,4 +1,4 @@
-"""Laws of the loss class of paper 002."""
+"""Laws of the loss class of Nakada et al.."""
 
 import pytest
 import torch
@@ -38,7 +38,9 @@ def test_wrong_pairs_shrink_the_linear_loss_and_leave_its_minimiser(wrong: float
     torch.testing.assert_close(total, (1 - wrong * size / (size - 1)) * clean, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("phi", "psi"), [("log", "identity"), ("log", "hinge"), ("identity", "exp")])
+@pytest.mark.parametrize(
+    ("phi", "psi"), [("log", "identity"), ("log", "softplus"), ("log", "hinge"), ("identity", "exp")]
+)
 def test_members_that_cannot_be_computed_are_refused(phi: str, psi: str) -> None:
     with pytest.raises(ValidationError, match=f'phi="{phi}"'):
         MMCL(phi=phi, psi=psi)  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def sigmoid(case: Case) -> Tensor:
     for i in range(case.size):
         total = torch.zeros((), dtype=torch.float64)
         for j in range(case.size):
-            for row, column in ((i, j), (j, i)):
+            for logit, row, column in ((logits[i][j], i, j), (logits[:, i][j], j, i)):
                 match = 1.0 if i == j else 0.0
                 if case.matches is not None and objective.known_matches == "positive":
                     match = float(case.matches[row, column].clamp(max=1))
@@ -50,21 +50,20 @@ def sigmoid(case: Case) -> Tensor:
                 if ignoring and case.matches[row, column] > 0:
                     continue
                 answer = (1 - smoothing) * match + smoothing / 2
-                probability = torch.sigmoid(logits[row, column])
+                probability = torch.sigmoid(logit)
                 total = total - 0.5 * (answer * torch.log(probability) + (1 - answer) * torch.log(1 - probability))
         losses.append(total * (1 if case.weight is None else case.weight[i]))
     return torch.stack(losses)
 
 
-def match_probabilities(case: Case, i: int) -> tuple[Tensor, Tensor]:
+def match_probabilities(case: Case) -> list[tuple[Tensor, Tensor]]:
     logits = case.logits()
-    return torch.softmax(logits[i], 0)[i], torch.softmax(logits[:, i], 0)[i]
+    return [(torch.softmax(logits[i], 0)[i], torch.softmax(logits[:, i], 0)[i]) for i in range(case.size)]
 
 
 def generalized_ce(case: Case) -> Tensor:
     q, losses = case.objective.q, []
-    for i in range(case.size):
-        p, r = match_probabilities(case, i)
+    for p, r in match_probabilities(case):
         losses.append(0.5 * (1 - p**q) / q + 0.5 * (1 - r**q) / q)
     return torch.stack(losses)
 
@@ -72,11 +71,13 @@ def generalized_ce(case: Case) -> Tensor:
 def noise_mixture(case: Case) -> Tensor:
     seen = case.memory.setdefault("wrong", {})
     e = case.objective.noise
-    if case.objective.learn and seen:
-        e = min(max(float(sum(seen.values()) / len(seen)), 1e-4), case.objective.most)
+    fitted = case.memory.setdefault("rate", {})
+    if case.objective.learn and seen and case.clock.step % case.clock.steps_per_epoch == 0:
+        fitted[0] = min(max(float(sum(seen.values()) / len(seen)), 1e-4), case.objective.most)
+    e = fitted.get(0, e)
     losses = []
-    for i in range(case.size):
-        likelihoods = [(1 - e) * p + e / case.size for p in match_probabilities(case, i)]
+    for i, probabilities in enumerate(match_probabilities(case)):
+        likelihoods = [(1 - e) * p + e / case.size for p in probabilities]
         losses.append(-0.5 * sum(torch.log(each) for each in likelihoods))
         wrong = sum(e / case.size / each.detach() for each in likelihoods) / 2
         seen[case.id(i)] = wrong.float().double()
@@ -147,6 +148,7 @@ def soft_targets(case: Case) -> Tensor:
     for i in range(case.size):
         total = torch.zeros((), dtype=torch.float64)
         for row, points in ((logits[i], case.image.detach()), (logits[:, i], case.text.detach())):
+            points = [point / torch.sqrt((point * point).sum()) for point in points]
             cosines = torch.stack([(points[i] * points[j]).sum() for j in range(case.size)])
             soft = torch.softmax(method.affinity_scale * cosines, 0)
             total = total + 0.5 * softmax_loss(row, (1 - method.share) * eye[i] + method.share * soft, kept)
@@ -168,12 +170,12 @@ def self_distillation(case: Case) -> Tensor:
 
 
 def gamma_weights(case: Case) -> Tensor:
-    """Algorithm 1 of paper 000, in linear space; scales must be small."""
+    """Algorithm 1 of the Gamma-weights paper, in linear space; scales must be small."""
     method, clock, size = case.objective, case.clock, case.size
     logits = case.logits()
     ids = torch.tensor([case.id(i) for i in range(size)])
-    cosines = torch.stack([torch.stack([case.similarity(i, j) for j in range(size)]) for i in range(size)])
-    s = torch.exp(cosines if method.similarity == "cosine" else logits).detach()
+    log_s = case.similarities() if method.similarity == "cosine" else logits
+    s = [torch.exp(log_s.image).detach(), torch.exp(log_s.text).detach()]
     own = torch.eye(size, dtype=torch.bool)
     a = torch.where(own, (2 if method.shared else 1) + method.a_plus, torch.tensor(method.a_minus, dtype=torch.float64))
     b = torch.where(own, method.b_plus, torch.tensor(method.b_minus, dtype=torch.float64))
@@ -187,7 +189,7 @@ def gamma_weights(case: Case) -> Tensor:
         u, g = [], []
         for k, (name, axis) in enumerate((("image", 1), ("text", 0))):
             shape = torch.exp(draws[k].double()) if method.draw == "sample" else method.a_u
-            u.append(shape / (method.b_u + (w[k] * s).sum(axis)))
+            u.append(shape / (method.b_u + (w[k] * s[k]).sum(axis)))
             if method.keep > 0:
                 memory = case.memory.setdefault(name, {})
                 last = sweep == method.sweeps
@@ -196,7 +198,8 @@ def gamma_weights(case: Case) -> Tensor:
             sampled = torch.where(own, positive[k].reshape(size, size), negative[k]).double().exp()
             g.append(sampled if method.draw == "sample" else a)
         us = (u[0][:, None] + u[1][None, :]) if method.shared else None
-        rates = [us * s + b] * 2 if us is not None else [u[0][:, None] * s + b, u[1][None, :] * s + b]
+        each = [us, us] if us is not None else [u[0][:, None], u[1][None, :]]
+        rates = [each[k] * s[k] + b for k in range(2)]
         w = [(g[0] if method.shared else g[k]) / rates[k] for k in range(2)]
     losses = []
     for i in range(size):

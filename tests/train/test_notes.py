@@ -22,7 +22,7 @@ def train_records(objective: Objective, folder: Path) -> list[dict]:
     [
         (GammaWeights(), "infonce"),
         (DeCL(), "infonce"),
-        (Sum(((1.0, InfoNCE()), (0.5, GammaWeights(similarity="logits")))), "1/infonce"),
+        (Sum(((1.0, InfoNCE()), (0.5, GammaWeights(similarity="logits")))), "1-gamma_weights/infonce"),
     ],
 )
 def test_objectives_with_meaningless_values_log_infonce(objective: Objective, name: str, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_taught_run_resumes_bit_for_bit_and_only_with_its_teacher(tmp_path: Pa
     whole = trainer(tmp_path / "whole", SmallStream()).run().checkpoint
     with pytest.raises(InterruptedError):
         trainer(tmp_path / "parts", Stopping()).run()
-    with pytest.raises(UserError, match="the data set's content was"):
+    with pytest.raises(UserError, match="the content of the data"):
         trainer(tmp_path / "parts", SmallStream(), "another").run(resume=True)
     parts = trainer(tmp_path / "parts", SmallStream()).run(resume=True).checkpoint
     for name in ("model.safetensors", "optimizer.safetensors"):

@@ -102,7 +102,23 @@ def overview(classes: list[type]) -> list[str]:
         f"| [`{kind(each)}`](#{kind(each)}) | {cell(f'`{formula(about(each).equation)}`')} | {cell(about(each).when)} |"
         for each in classes
     ]
-    return ["| objective | loss of pair i | when |", "|---|---|---|", *rows]
+    costs = [
+        f"| [`{kind(each)}`](#{kind(each)}) | {cell(facts.inputs)} | {cell(facts.state)} | {cell(facts.cost)} | "
+        f"{cell(facts.relation)} |"
+        for each in classes
+        for facts in (about(each),)
+    ]
+    return [
+        "| objective | loss of pair i | when to use it |",
+        "|---|---|---|",
+        *rows,
+        "",
+        "What each needs beside embeddings and scale, remembers, and costs:",
+        "",
+        "| objective | inputs | state | cost | relation to others |",
+        "|---|---|---|---|---|",
+        *costs,
+    ]
 
 
 def section(cls: type) -> list[str]:

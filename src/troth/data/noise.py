@@ -108,7 +108,7 @@ class CaptionAssignment:
 
 @plain_dataclass(frozen=True, slots=True)
 class BatchNoise:
-    """Wrong pairs drawn anew in every global batch (paper 000; methods.md 0.5).
+    """Wrong pairs drawn anew in every global batch, as "Learning ... alignments from noisy data-pairs" has them.
 
     Made by :meth:`Noise.bind`. ``floor(fraction * batch size)`` rows are chosen at random and their captions shifted
     cyclically along a random order of them: wrong positives and, in the same batch, true partners as false negatives.
@@ -186,7 +186,7 @@ class Noise:
 
     Attributes:
         fraction: of the pairs of the data set (``static``: exactly ``round(fraction * N)``) or of every global batch
-            (``batch``: ``floor(fraction * batch size)``, as in paper 000).
+            (``batch``: ``floor(fraction * batch size)``, as in the work on Gamma weights).
         mode: ``static``: drawn once for the whole training; ``batch``: drawn anew in every batch.
         partners: ``uniform``: captions move among the chosen pairs, whichever these are; ``same-category``: only
             within a category (pairs without a category are never chosen; batch noise takes as many as the batch's

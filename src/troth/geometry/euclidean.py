@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ class Euclidean:
     reference configuration ii), R^d endowed with the l2 distance.
     """
 
-    kind: Literal["euclidean"] = "euclidean"
+    kind: Literal["euclidean"] = field(default="euclidean", kw_only=True)
 
     @property
     def num_spheres(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -47,7 +47,7 @@ class FILIP:
     Source: Yao et al. 2021, "FILIP: fine-grained interactive language-image pre-training", section 3.1, equations 3-5.
     """
 
-    kind: Literal["filip"] = "filip"
+    kind: Literal["filip"] = field(default="filip", kw_only=True)
     sub_dim: Annotated[int, Field(gt=0)] = 256
     direction: Literal["image_to_text", "text_to_image"] = "image_to_text"
 

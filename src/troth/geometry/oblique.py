@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
@@ -47,7 +48,7 @@ class Oblique:
     3.2. Multi(n, m) and Ob(n, m) in its tables are ``sub_dim = n, num_spheres = m``.
     """
 
-    kind: Literal["oblique"] = "oblique"
+    kind: Literal["oblique"] = field(default="oblique", kw_only=True)
     sub_dim: Annotated[int, Field(gt=0)] = 32
     num_spheres: Annotated[int, Field(gt=0)] = 16
     distance: Literal["inner_product", "geodesic", "geodesic_sum"] = "inner_product"

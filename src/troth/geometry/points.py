@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from troth.errors import UserError
 #: A vector shorter than this has no direction: it is taken for zero.
 SHORTEST = 1e-12
 
+#: The backward pass of an autograd function.
+Backward = TypeVar("Backward", bound=Callable[..., Any])
 #: ``similarity(rows, columns)``
 Value = Callable[[Tensor, Tensor], Tensor]
 #: ``similarity_gradient(gradient, rows, columns)``
@@ -51,6 +54,21 @@ def check_widths(rows: Tensor, columns: Tensor) -> None:
         )
 
 
+def exactly(backward: Backward) -> Backward:
+    """Keep autocast away from a gradient written out by hand.
+
+    A backward pass called inside autocast would form its products in half precision and weigh them against what the
+    forward pass kept in full.
+    """
+
+    @functools.wraps(backward)
+    def outside_autocast(ctx: Any, *gradients: Tensor) -> Any:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return cast(Backward, outside_autocast)
+
+
 class _ByHand(torch.autograd.Function):
     """A value whose gradient is written out, and which keeps nothing but its inputs for it."""
 
@@ -62,6 +80,7 @@ class _ByHand(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, columns = ctx.gradient(gradient, *ctx.saved_tensors)
         return rows, columns, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from jaxtyping import Float
@@ -26,7 +27,7 @@ class Sphere:
     Source: Radford et al. 2021, "Learning transferable visual models from natural language supervision", section 2.3.
     """
 
-    kind: Literal["sphere"] = "sphere"
+    kind: Literal["sphere"] = field(default="sphere", kw_only=True)
 
     @property
     def num_spheres(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Bool, Float
@@ -81,14 +82,14 @@ class Affinity(Objective):
             equation 5.
         detach_image: take the images' affinities as given, so that only captions move.
         detach_text: take the captions' affinities as given, so that only images move.
-        strategy: ``"constant"``; ``"ramp"``: the weight grows linearly from 0 to 1 over the run (the source says
-            "gradually"); ``"mask"``: only pairs whose own cosine is above ``threshold`` are compared, among each other,
-            and means are over those, so that no pair costs anything when there are none.
+        strategy: ``"constant"``; ``"ramp"``: the weight grows linearly over the run, from 0 to nearly 1 (the source
+            says "gradually"); ``"mask"``: only pairs whose own cosine is above ``threshold`` are compared, among each
+            other, and means are over those, so that no pair costs anything when there are none.
         threshold: of the mask, a cosine. The source gives none; ours is about where the cosines of a trained CLIP's
             pairs begin.
     """
 
-    kind: Literal["affinity"] = "affinity"
+    kind: Literal["affinity"] = field(default="affinity", kw_only=True)
     distance: AffinityDistance = "l1"
     reduction: AffinityReduction = "mean"
     detach_image: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
@@ -50,7 +51,7 @@ class CleanPosterior(Weight):
         floor: the smallest weight, so that no pair is given up for good.
     """
 
-    kind: Literal["clean_posterior"] = "clean_posterior"
+    kind: Literal["clean_posterior"] = field(default="clean_posterior", kw_only=True)
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
     warmup_epochs: Annotated[int, Field(ge=1)] = 2
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0

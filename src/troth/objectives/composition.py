@@ -83,16 +83,22 @@ class Sum(Objective):
         return any(objective.needs_teacher for _, objective in self.terms)
 
     def prepare(self, state: State) -> None:
-        """Prepare term ``k`` in the scope ``k``."""
-        for number, (_, objective) in enumerate(self.terms):
-            objective.prepare(state.scope(str(number)))
+        """Prepare each term in a scope of its own."""
+        for (_, objective), scope in zip(self.terms, self._scopes(state), strict=True):
+            objective.prepare(scope)
 
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
         """Return ``(B,)`` losses in nats."""
-        losses = [
-            weight * objective(pairs, state.scope(str(number))) for number, (weight, objective) in enumerate(self.terms)
-        ]
-        return torch.stack(losses).sum(0)
+        total = []
+        for (weight, objective), scope in zip(self.terms, self._scopes(state), strict=True):
+            losses = objective(pairs, scope)
+            scope.note("loss", losses)
+            total.append(weight * losses)
+        return torch.stack(total).sum(0)
+
+    def _scopes(self, state: State) -> list[State]:
+        """Return the scope of each term, named by its number and kind."""
+        return [state.scope(f"{number}-{objective.kind}") for number, (_, objective) in enumerate(self.terms)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -153,7 +159,9 @@ class Reweighted(Objective):
         losses = self.objective(replace(pairs, weight=None), state.scope("objective"))
         with torch.no_grad():
             weights = self.by(pairs, losses.detach(), state.scope("by"))
-        return losses * weights if isinstance(self.by, GivenWeights) else pairs.weighted(losses * weights)
+        # The pairs' own weights count once: they are what ``given`` gives, unless it reads a table.
+        own = isinstance(self.by, GivenWeights) and self.by.file is None
+        return losses * weights if own else pairs.weighted(losses * weights)
 
 
 #: What a recipe may put under ``[objective]``, told apart by ``kind``.
@@ -184,8 +192,8 @@ def parts(objective: Objective, state: State) -> Iterator[tuple[Objective | Weig
     """
     yield objective, state
     if isinstance(objective, Sum):
-        for number, (_, term) in enumerate(objective.terms):
-            yield from parts(term, state.scope(str(number)))
+        for (_, term), scope in zip(objective.terms, objective._scopes(state), strict=True):
+            yield from parts(term, scope)
     elif isinstance(objective, Reweighted):
         yield from parts(objective.objective, state.scope("objective"))
         yield objective.by, state.scope("by")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -37,9 +38,9 @@ class CyCLIP(Objective):
         cross_modal: weight of each image with each caption against the same two pairs' caption and image.
     """
 
-    kind: Literal["cyclip"] = "cyclip"
-    in_modal: Annotated[float, Field(ge=0)] = 0.25
-    cross_modal: Annotated[float, Field(ge=0)] = 0.25
+    kind: Literal["cyclip"] = field(default="cyclip", kw_only=True)
+    in_modal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.25
+    cross_modal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.25
 
     about: ClassVar[About] = About(
         equation="¼ Σⱼ [(⟨Iᵢ, Iⱼ⟩ − ⟨Tᵢ, Tⱼ⟩)² + (⟨Iᵢ, Tⱼ⟩ − ⟨Tᵢ, Iⱼ⟩)²]",

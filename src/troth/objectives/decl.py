@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -37,9 +38,9 @@ class DeCL(Objective):
     stale ``u`` under a growing scale would make ``u_i exp(l_ij)`` explode: the product ``u_i sum_j exp(l_ij)``, 1 when
     ``u`` is exact, is held at ``clip`` at most.
 
-    Source: Chen et al. 2022, "Why do we need large batchsizes in contrastive learning? A gradient-bias perspective",
-    and its description in paper 000 ("Learning multi-modal representation alignments from noisy data-pairs"), whose
-    baseline it is. The paper itself could not be read here; the loss is reconstructed from the augmented posterior.
+    Source: Chen et al. 2022, "Why do we need large batchsizes in contrastive learning? A gradient-bias perspective", as
+    "Learning multi-modal representation alignments from noisy data-pairs" describes it, whose baseline it is: sampler,
+    prior and memory from there, the loss reconstructed from the augmented posterior.
 
     Attributes:
         keep: how much of the remembered ``u`` stays at each visit; no value is given in the papers. 0: no memory.
@@ -49,7 +50,7 @@ class DeCL(Objective):
         clip: the largest ``u_i sum_j exp(l_ij)``.
     """
 
-    kind: Literal["decl"] = "decl"
+    kind: Literal["decl"] = field(default="decl", kw_only=True)
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.9
     a_u: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     b_u: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -74,8 +75,8 @@ class DeCL(Objective):
         """Return ``(B,)`` losses."""
         partition = pairs.log_partition()
         positive = pairs.positive_logits()
-        ids, clock = pairs.sample_ids(), state.clock
-        draws = SampleDraws.from_ids(clock.seed, clock.step, "decl", ids).log_gamma(self.a_u)
+        ids, clock = pairs.memory_ids(), state.clock
+        draws = SampleDraws.from_ids(clock.seed, clock.step, f"{state.path}decl", ids).log_gamma(self.a_u)
         losses, surprise = [], []
         for name, log_sum, own, draw in zip(("image", "text"), partition, positive, draws, strict=True):
             log_u = self._log_u(log_sum.detach(), draw.to(log_sum))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -49,8 +49,8 @@ class GammaWeights(Objective):
     sweeps and memory with it: none of it is then computed. The value of the loss says nothing of progress; InfoNCE's is
     logged beside it. A learnable scale rises to its cap under the literal reading.
 
-    Source: paper 000, "Learning multi-modal representation alignments from noisy data-pairs", equations 1 and 2 and
-    algorithm 1, with its defaults.
+    Source: "Learning multi-modal representation alignments from noisy data-pairs" (anonymous submission), equations 1
+    and 2 and algorithm 1, with its defaults.
 
     Attributes:
         similarity: what the sampler takes for ``log s``: the unscaled ``cosine`` or the ``logits``.
@@ -60,14 +60,16 @@ class GammaWeights(Objective):
         b_minus: prior rate of the negatives' weights.
         a_u: prior shape of ``u``.
         b_u: prior rate of ``u``.
-        sweeps: how often ``u`` and ``w`` are drawn in turn, each step anew from ``w = 1``.
+        sweeps: how often ``u`` and ``w`` are drawn in turn, each step anew from ``w = 1``. Like ``a_u`` and ``b_u`` it
+            has no effect while ``u`` drops out.
         draw: ``sample`` draws; ``mean`` takes the means of the same distributions, which at ``b = 0`` gives the
             expected gradient exactly.
-        shared: one weight for each combination, inferred from both directions together, instead of one each.
+        shared: one weight for each combination, inferred from both directions together, instead of one each (on a
+            geometry whose directions have similarities of their own: one draw, and a weight by each similarity).
         keep: how much of a remembered ``u`` stays at each visit; the paper calls the average optional. 0: no memory.
     """
 
-    kind: Literal["gamma_weights"] = "gamma_weights"
+    kind: Literal["gamma_weights"] = field(default="gamma_weights", kw_only=True)
     similarity: Literal["cosine", "logits"] = "cosine"
     a_plus: Shape = 5.0
     a_minus: Shape = 10.0
@@ -82,12 +84,20 @@ class GammaWeights(Objective):
     about: ClassVar[About] = About(
         equation="−log[wᵢᵢ exp(lᵢᵢ) / Σⱼ wᵢⱼ exp(lᵢⱼ)], w drawn from its Gamma posterior, both ways, halved",
         inputs="sample ids",
-        state="with keep: log u of each pair, both ways",
+        state="with keep (b > 0 or shared): log u of each pair, both ways",
         cost="5 products and 4 Gamma draws a combination; with b > 0 or shared, 1 and 2 more a sweep",
-        when="studying paper 000; see docs/gamma_weights.md for which reading trains",
+        when="studying its paper; [the page on it](gamma_weights.md) says which reading trains",
         relation="b = 0 on logits: the linear mmcl in expectation; b > 0: infonce with Gamma noise on its terms",
-        citation="Learning multi-modal representation alignments from noisy data-pairs (paper 000)",
+        citation="Learning multi-modal representation alignments from noisy data-pairs, anonymous submission",
     )
+
+    @model_validator(mode="after")
+    def _memory_has_an_effect(self) -> GammaWeights:
+        if self.keep > 0 and not self._needs_u:
+            raise ValueError(
+                "keep has no effect while u drops out of the loss: set keep=0, or b_plus, b_minus or shared"[:200]
+            )
+        return self
 
     def prepare(self, state: State) -> None:
         """Remember ``log u`` of each pair, for both directions, if ``u`` is averaged."""
@@ -111,7 +121,7 @@ class GammaWeights(Objective):
 
     def _weights(self, pairs: Pairs, state: State, sweep: int, log_u: tuple[Tensor, Tensor] | None) -> LogWeights:
         clock, ids = state.clock, pairs.sample_ids()
-        draws = PairDraws.from_ids(clock.seed, clock.step, f"gamma-weights/{sweep}", ids, ids)
+        draws = PairDraws.from_ids(clock.seed, clock.step, f"{state.path}gamma-weights/{sweep}", ids, ids)
         return _Posterior(self, draws.row_key, draws.column_key, log_u or ())
 
     @torch.no_grad()
@@ -122,12 +132,14 @@ class GammaWeights(Objective):
             pairs = replace(pairs, scale=torch.ones_like(pairs.scale), bias=None)
         weights: LogWeights | None = None
         for sweep in range(1, self.sweeps + 1):
-            draws = SampleDraws.from_ids(clock.seed, clock.step, f"gamma-u/{sweep}", ids).log_gamma(self.a_u)
+            draws = SampleDraws.from_ids(clock.seed, clock.step, f"{state.path}gamma-u/{sweep}", ids).log_gamma(
+                self.a_u
+            )
             log_u = []
             for name, log_sum, draw in zip(("image", "text"), pairs.log_partition(weights), draws, strict=True):
                 shape = draw.to(log_sum) if self.draw == "sample" else math.log(self.a_u)
                 new = shape - _log_add(log_sum, self.b_u)
-                old = state.read(f"log_u_{name}", ids).to(new) if self.keep > 0 else new
+                old = state.read(f"log_u_{name}", pairs.memory_ids()).to(new) if self.keep > 0 else new
                 log_u.append(log_blend(old, new, self.keep))
             weights = self._weights(pairs, state, sweep, (log_u[0], log_u[1]))
         if self.keep > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -30,15 +31,14 @@ class GeneralizedCE(Objective):
     tolerates symmetric noise but learns slowly.
 
     Source: Zhang and Sabuncu 2018, "Generalized cross entropy loss for training deep neural networks with noisy
-    labels", equation 6, applied to the rows and columns of the contrastive softmax. RINCE (Chuang et al. 2022) has
-    the same power, of the unnormalised scores.
+    labels", equation 6, applied to the rows and columns of the contrastive softmax. RINCE (Chuang et al. 2022) takes
+    the same power of the unnormalised scores, which overflow at CLIP's scales; this is its form on probabilities.
 
     Attributes:
-        q: how far from the logarithm; the source's default for labels is 0.7, ours 0.5 (measured before the project
-            began on other data splits, ``q`` was not tuned here).
+        q: how far from the logarithm; the source's default for labels is 0.7, ours 0.5, not tuned on the data here.
     """
 
-    kind: Literal["generalized_ce"] = "generalized_ce"
+    kind: Literal["generalized_ce"] = field(default="generalized_ce", kw_only=True)
     q: Annotated[float, Field(gt=0, le=1)] = 0.5
     about: ClassVar[About] = About(
         equation="(1 − pᵢ^q) / q, both ways, halved; pᵢ = softmax of the pair",
@@ -46,7 +46,7 @@ class GeneralizedCE(Objective):
         state="nothing",
         cost="4 products",
         when="wrong captions, unknown which: a hopeless pair pulls almost not at all",
-        relation="q → 0: infonce; q = 1: mean absolute error of the match probability",
+        relation="q → 0: infonce; q = 1: mean absolute error; RINCE is this power of unnormalised scores",
         citation=(
             "Zhang and Sabuncu, Generalized cross entropy loss for training deep neural networks with noisy labels, "
             "2018"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -40,7 +41,7 @@ class GlobalInfoNCE(Objective):
         keep: how much of the remembered ``u`` stays at each visit; LibAUC's default is 0.1.
     """
 
-    kind: Literal["global_infonce"] = "global_infonce"
+    kind: Literal["global_infonce"] = field(default="global_infonce", kw_only=True)
     keep: Annotated[float, Field(ge=0, lt=1)] = 0.1
     about: ClassVar[About] = About(
         equation="log uᵢ with gradient dgᵢ/uᵢ; gᵢ = mean over negatives of exp(lᵢⱼ − lᵢᵢ), u its average over visits",
@@ -59,9 +60,9 @@ class GlobalInfoNCE(Objective):
 
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
         """Return ``(B,)`` values ``log u``, with SogCLR's gradient."""
-        ids, losses = pairs.sample_ids(), []
+        ids, losses = pairs.memory_ids(), []
         for name, log_sum in zip(("image", "text"), pairs.log_negatives(), strict=True):
-            log_g = log_sum - math.log(max(pairs.num_pairs - 1, 1))
+            log_g = log_sum - math.log(pairs.num_pairs - 1)
             log_u = state.log_average(f"log_u_{name}", ids, log_g.detach(), self.keep)
             slope = (log_g - log_u).exp()
             losses.append(log_u + (slope - slope.detach()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -45,7 +46,7 @@ class InfoNCE(Objective):
         label_smoothing: how much of the target is spread evenly over the batch.
     """
 
-    kind: Literal["infonce"] = "infonce"
+    kind: Literal["infonce"] = field(default="infonce", kw_only=True)
     known_matches: KnownMatches = "negative"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     about: ClassVar[About] = About(

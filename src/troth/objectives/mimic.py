@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class Mimic(Objective):
         threshold: as :class:`~troth.objectives.affinity.Affinity`.
     """
 
-    kind: Literal["mimic"] = "mimic"
+    kind: Literal["mimic"] = field(default="mimic", kw_only=True)
     distance: AffinityDistance = "l1"
     reduction: AffinityReduction = "mean"
     strategy: AffinityStrategy = "constant"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -42,9 +43,8 @@ class MMCL(Objective):
     regulariser ``rho/2 ||G1' G2||_F^2`` of linear encoders is not part of the loss: a geometry that normalises bounds
     the embeddings instead.
 
-    Source: Nakada et al. 2023, "Understanding multimodal contrastive learning and incorporating unpaired data" (paper
-    002), whose class it is; its full text could not be read here, the form is reconstructed from its abstract, its
-    public notebooks and related work.
+    Source: Nakada et al. 2023, "Understanding multimodal contrastive learning and incorporating unpaired data"; the
+    form is reconstructed from its abstract, its public notebooks and related work.
 
     Attributes:
         phi: the outer function.
@@ -54,7 +54,7 @@ class MMCL(Objective):
         average: divide the inner sum by the sum of the weights, ``N - 1 + eps``.
     """
 
-    kind: Literal["mmcl"] = "mmcl"
+    kind: Literal["mmcl"] = field(default="mmcl", kw_only=True)
     phi: Literal["log", "identity"] = "identity"
     psi: Literal["exp", "identity", "softplus", "hinge"] = "identity"
     nu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -82,15 +82,21 @@ class MMCL(Objective):
 
     @model_validator(mode="after")
     def _increasing_and_finite(self) -> MMCL:
-        if self.phi == "log" and self.psi not in ("exp", "softplus"):
-            raise ValueError(f'phi="log" needs a positive sum: psi="exp" or "softplus", not "{self.psi}"')
+        if self.phi == "log" and self.psi != "exp":
+            raise ValueError(f'phi="log" goes with psi="exp" only: the sum of a "{self.psi}" may vanish')
+        if self.nu == 0 and self.eps == 0:
+            raise ValueError("nu=0 and eps=0 leave no positive in the loss: set nu=1, or eps above 0")
         if self.phi == "identity" and self.psi == "exp":
             raise ValueError('phi="identity" with psi="exp" overflows at useful scales: use phi="log", or kind="decl"')
         return self
 
     def __call__(self, pairs: Pairs, state: State) -> Float[Tensor, " B"]:
-        """Return ``(B,)`` losses."""
-        log_count = math.log(pairs.num_pairs - 1 + self.eps) if self.average else 0.0
+        """Return ``(B,)`` losses.
+
+        Raises:
+            ValueError: for a batch of one pair.
+        """
+        log_count = math.log(max(pairs.num_pairs - 1 + self.eps, 1.0)) if self.average else 0.0
         if self.psi == "exp":
             losses = [
                 self._log_of_exponentials(negatives, positive) - log_count
@@ -98,13 +104,8 @@ class MMCL(Objective):
             ]
         else:
             sums = pairs.margin_sums(self.psi, self.nu, self.eps)
-            count = math.exp(log_count)
-            losses = [self._log(each) - log_count if self.phi == "log" else each / count for each in sums]
+            losses = [each / math.exp(log_count) for each in sums]
         return 0.5 * (losses[0] + losses[1])
-
-    def _log(self, value: Tensor) -> Tensor:
-        # Where every margin is hopelessly large the sum underflows: hold its logarithm at the smallest number's.
-        return value.clamp_min(torch.finfo(value.dtype).tiny).log()
 
     def _log_of_exponentials(self, negatives: Tensor, positive: Tensor) -> Tensor:
         if self.eps > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -30,8 +31,8 @@ class SelfDistillation(Objective):
     model's beliefs, which is why ``swapped`` is the default.
 
     Source: Andonian et al. 2022, "Robust cross-modal representation learning with progressive self-distillation",
-    whose soft alignments are swapped between the modalities and grow with training; it could not be read here, so the
-    split of each batch into distilled and plain pairs is reduced to the share ``a`` of every pair's target.
+    reconstructed: its soft alignments are swapped between the modalities and grow with training; its split of each
+    batch into distilled and plain pairs is reduced here to the share ``a`` of every pair's target.
 
     Attributes:
         share: how much of the target is the model's own belief, at the end of training if progressive.
@@ -40,7 +41,7 @@ class SelfDistillation(Objective):
         schedule: ``progressive`` grows the share linearly over the run, ``constant`` does not.
     """
 
-    kind: Literal["self_distillation"] = "self_distillation"
+    kind: Literal["self_distillation"] = field(default="self_distillation", kw_only=True)
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     targets: Literal["swapped", "own"] = "swapped"
     sharpness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0

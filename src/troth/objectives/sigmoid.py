@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -38,7 +39,7 @@ class Sigmoid(Objective):
         label_smoothing: every answer is moved towards a half by half of this.
     """
 
-    kind: Literal["sigmoid"] = "sigmoid"
+    kind: Literal["sigmoid"] = field(default="sigmoid", kw_only=True)
     known_matches: KnownMatches = "negative"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     about: ClassVar[About] = About(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -36,7 +37,7 @@ class SoftTargets(Objective):
         affinity_scale: the multiplier of the affinities before their softmax; larger is sharper.
     """
 
-    kind: Literal["soft_targets"] = "soft_targets"
+    kind: Literal["soft_targets"] = field(default="soft_targets", kw_only=True)
     share: Annotated[float, Field(ge=0, le=1)] = 0.3
     affinity_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 20.0
     about: ClassVar[About] = About(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
@@ -55,7 +56,7 @@ class GivenWeights(Weight):
         complement: take one minus the column, as for a probability of being wrong.
     """
 
-    kind: Literal["given"] = "given"
+    kind: Literal["given"] = field(default="given", kw_only=True)
     file: str | None = None
     column: str = "weight"
     complement: bool = False
@@ -101,8 +102,17 @@ class GivenWeights(Weight):
                     where="objective.by.column" if name == self.column else "objective.by.file",
                     remedy=f"it has {', '.join(table.column_names)}",
                 )
-        index = torch.tensor(table.column("id").to_numpy(), dtype=torch.int64)
-        values = torch.tensor(table.column(self.column).to_numpy(), dtype=torch.float64)
+        ids, column = table.column("id"), table.column(self.column)
+        if not pyarrow.types.is_integer(ids.type) or ids.null_count:
+            raise UserError(f"{path}: ids must be whole numbers, not {ids.type}", where="objective.by.file")
+        if not (pyarrow.types.is_floating(column.type) or pyarrow.types.is_integer(column.type)):
+            raise UserError(
+                f"{path}: weights must be numbers, and {self.column!r} holds {column.type}", where="objective.by.column"
+            )
+        index = torch.tensor(ids.to_numpy().copy(), dtype=torch.int64)
+        if len(torch.unique(index)) < len(index):
+            raise UserError(f"{path} has several rows for one sample", where="objective.by.file")
+        values = torch.tensor(column.to_numpy().astype("float64"), dtype=torch.float64)
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < num_samples:
             raise UserError(
                 f"{path} has sample ids from {int(index.min())} to {int(index.max())}, the data has {num_samples:,}",

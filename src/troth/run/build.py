@@ -32,7 +32,10 @@ from troth.embed.features import Progress
 from troth.embed.pictures import picture_transform
 from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder
 from troth.errors import UserError
+from troth.geometry import FILIP
+from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
+from troth.state import State
 from troth.train import TaughtRun, TaughtStream, Teacher
 from troth.train.hardware import resolve_device
 
@@ -207,7 +210,25 @@ def build_model(recipe: Recipe) -> ContrastiveModel:
     # Whether the towers' width fits the geometry shows when a point is made: of nothing, here, not in the first step.
     with at("geometry"):
         recipe.geometry.project(torch.zeros(1, encoder.embed_dim))
+        if isinstance(recipe.geometry, FILIP) and recipe.geometry.sub_dim == encoder.embed_dim:
+            raise UserError(
+                f"the towers' {encoder.embed_dim} dimensions are one token, which is the sphere",
+                where="sub_dim",
+                remedy=f"a smaller sub_dim that divides {encoder.embed_dim}",
+            )
+    _check_weights(recipe)
     return ContrastiveModel(encoder, recipe.geometry, recipe.scale, with_bias=recipe.objective.needs_bias)
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Refuse weights that the data would have to carry: no source has any."""
+    for part, _ in parts(recipe.objective, State(1, "none")):
+        if isinstance(part, GivenWeights) and part.file is None:
+            raise UserError(
+                "the data carry no weights",
+                where="objective.by.file",
+                remedy='name a table of weights by sample id, such as an audit\'s: file = "audit.parquet"',
+            )
 
 
 def _frozen(recipe: Recipe, on_progress: Progress | None) -> FrozenEncoders | None:

@@ -197,8 +197,8 @@ def audit(folder: Path, which: str, out: Path) -> None:
     if noise is None:
         console.print("The run's noise was drawn anew in every batch: the pairs are audited with their own captions.")
     shown = Table(title="Most suspicious pairs")
-    for heading in ("key", "given caption", "score", "decision"):
-        shown.add_column(heading, overflow="ellipsis", no_wrap=True)
+    for heading, width in (("key", None), ("given caption", None), ("score", 6), ("decision", 8)):
+        shown.add_column(heading, overflow="ellipsis", no_wrap=True, min_width=width)
     for row in table.score.argsort(kind="stable")[:10]:
         shown.add_row(
             escape(table.key[row]), escape(table.caption[row]), f"{table.score[row]:.3f}", table.decision[row]

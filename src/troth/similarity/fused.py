@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from troth import distributed
 from troth.geometry import Geometry
+from troth.geometry.points import exactly
 from troth.similarity.block import Block, tiles
 
 
@@ -151,6 +153,8 @@ class FusedPass(torch.autograd.Function):
         return reduction.losses(rows), reduction.losses(own)
 
     @staticmethod
+    @once_differentiable
+    @exactly
     def backward(ctx: Any, row_gradient: Tensor, column_gradient: Tensor) -> tuple[Any, ...]:
         """Return the gradients of image, text, scale, bias and inputs: those of the sum of all ranks' losses."""
         image, text, scale, bias, *rest = ctx.saved_tensors

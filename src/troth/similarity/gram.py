@@ -27,13 +27,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from troth import distributed
 from troth.errors import UserError
 from troth.geometry import Geometry, Sphere
+from troth.geometry.points import exactly, unit
 from troth.similarity.block import TILE, tiles
 
 #: How two rows of affinities are compared.
@@ -52,7 +53,7 @@ def unit_rows(points: Float[Tensor, "B ..."], geometry: Geometry) -> Float[Tenso
     Points of the sphere are taken as they are; others are flattened and normalised, which divides an oblique point of
     ``m`` unit vectors by ``sqrt(m)``.
     """
-    return points if isinstance(geometry, Sphere) else F.normalize(points.flatten(1), dim=-1)
+    return points if isinstance(geometry, Sphere) else unit(points.flatten(1))
 
 
 def affinity_distance(
@@ -206,6 +207,8 @@ class _Rows(torch.autograd.Function):
         return _by_rows(function, moments, left, right, size)
 
     @staticmethod
+    @once_differentiable
+    @exactly
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         views, sums = [x.detach() for x in ctx.saved_tensors[:2]], ctx.saved_tensors[2:]
         for_left, for_right = ctx.needs_input_grad[:2]
@@ -299,6 +302,8 @@ class _AbsoluteDifferences(torch.autograd.Function):
         return sweep.all_own(sums)
 
     @staticmethod
+    @once_differentiable
+    @exactly
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         left, right, keep = ctx.saved_tensors
         sweep = _Sweep(left, right, keep, ctx.tile)

@@ -24,6 +24,10 @@ class Matches(Protocol):
         """What the blocks shall carry about each pair."""
         ...
 
+    def check(self, rows: int, columns: int) -> None:
+        """Raise ValueError unless this is about ``rows`` images of this rank and ``columns`` captions in all."""
+        ...
+
     def block(self, block: Block) -> Float[Tensor, "b n"]:
         """Return the degrees of one block, a new tensor."""
         ...
@@ -43,6 +47,11 @@ class GroupMatches:
     def inputs(self) -> tuple[Tensor, ...]:
         """The groups."""
         return (self.group,)
+
+    def check(self, rows: int, columns: int) -> None:
+        """See :class:`Matches`."""
+        if self.group.shape != (rows,):
+            raise ValueError(f"groups must be ({rows},), one for each pair, not {tuple(self.group.shape)}")
 
     def block(self, block: Block) -> Float[Tensor, "b n"]:
         """Return 1 where the groups are equal, 0 elsewhere."""
@@ -64,6 +73,13 @@ class DenseMatches:
         """Nothing."""
         return ()
 
+    def check(self, rows: int, columns: int) -> None:
+        """See :class:`Matches`."""
+        if self.degree.shape != (rows, columns):
+            raise ValueError(f"degrees must be ({rows}, {columns}), not {tuple(self.degree.shape)}")
+        if bool((self.degree < 0).any()):
+            raise ValueError("degrees of matches must not be negative")
+
     def block(self, block: Block) -> Float[Tensor, "b n"]:
         """Return the block's part of the matrix."""
         return self.degree[block.row, block.column].to(block.logits, copy=True)
@@ -84,6 +100,10 @@ class ListedMatches:
     column: Int64[Tensor, " E"]
     degree: Float[Tensor, " E"]
     size: int
+
+    def __post_init__(self) -> None:
+        if bool((self.degree < 0).any()):
+            raise ValueError("degrees of matches must not be negative")
 
     @classmethod
     def from_samples(
@@ -120,6 +140,11 @@ class ListedMatches:
     def inputs(self) -> tuple[Tensor, ...]:
         """Nothing."""
         return ()
+
+    def check(self, rows: int, columns: int) -> None:
+        """See :class:`Matches`."""
+        if self.size != rows:
+            raise ValueError(f"the list of matches is about {self.size} pairs, not {rows}")
 
     def block(self, block: Block) -> Float[Tensor, "b n"]:
         """Return the listed degrees that lie in the block."""

@@ -84,6 +84,17 @@ class Pairs:
                 "project() raises half precisions"
             )
 
+        for name, values in (("index", self.index), ("weight", self.weight)):
+            if values is not None and values.shape != (len(self.image),):
+                raise ValueError(f"{name} must be ({len(self.image)},), one for each pair, not {tuple(values.shape)}")
+        if self.teacher_image is not None and len(self.teacher_image) != len(self.image):
+            raise ValueError(f"teacher_image has {len(self.teacher_image)} rows for {len(self.image)} pairs")
+        for name, number in (("scale", self.scale), ("bias", self.bias)):
+            if number is not None and number.numel() != 1:
+                raise ValueError(f"{name} must be one number, not {tuple(number.shape)}")
+        if self.matches is not None:
+            self.matches.check(len(self.image), self.num_pairs)
+
     def __len__(self) -> int:
         return len(self.image)
 
@@ -92,8 +103,18 @@ class Pairs:
         """How many pairs the whole batch has, over all processes: ``N``."""
         return len(self.image) * distributed.world_size()
 
+    def memory_ids(self) -> Int64[Tensor, " B"]:
+        """Return the stable sample ids that memories are kept under.
+
+        Raises:
+            ValueError: if the pairs have none. Places in the batch would mix the memories of unrelated pairs.
+        """
+        if self.index is None:
+            raise ValueError("this objective remembers each pair: give Pairs the sample ids, index=")
+        return self.index
+
     def sample_ids(self) -> Int64[Tensor, " B"]:
-        """Return the pairs' stable sample ids, or their places in the whole batch if they have none."""
+        """Return the stable sample ids that random draws follow from; places in the whole batch if there are none."""
         if self.index is not None:
             return self.index
         return torch.arange(len(self), device=self.image.device) + distributed.rank() * len(self)
@@ -119,6 +140,10 @@ class Pairs:
         with self._without_autocast():
             image, text = (self._logits(each.paired_similarity(self.image, self.text)) for each in self._views())
         return TwoWay(image, text)
+
+    def _check_negatives(self) -> None:
+        if self.num_pairs < 2:
+            raise ValueError("a batch of one pair has no negatives: this objective needs two pairs at least")
 
     def _views(self) -> tuple[Geometry, Geometry]:
         """Return the geometries of image rows and of caption columns: one and the same unless they differ."""
@@ -176,7 +201,11 @@ class Pairs:
             image[i] = log sum_{j != i} exp(logits[i, j]) - logits[i, i]
 
         ``softplus`` of it is the cross-entropy.
+
+        Raises:
+            ValueError: if the whole batch is one pair, which has no negative.
         """
+        self._check_negatives()
         return self._fused(lambda _: LogPartition(negatives_only=True))
 
     def target_cross_entropy(self, known: KnownMatches = "positive", smoothing: float = 0.0) -> TwoWay:
@@ -243,7 +272,11 @@ class Pairs:
             function: ``psi``.
             nu: how much of the positive is subtracted.
             positive_weight: ``eps_ii``; the other ``eps_ij`` are 1.
+
+        Raises:
+            ValueError: if the whole batch is one pair, which has no negative.
         """
+        self._check_negatives()
         positive = dict(zip(Side, self.positive_logits(), strict=True))
         return self._fused(lambda side: MarginSum(function, positive[side], nu, positive_weight))
 

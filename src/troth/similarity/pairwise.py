@@ -41,7 +41,7 @@ class MarginSum:
         return (like.new_zeros(length),)
 
     def _margins(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Return the margins of rows and of columns; the positive's own is exactly ``(1 - nu) l_ii``."""
+        """Return the margins of rows and of columns."""
         by_row = block.logits - self.nu * block.row_inputs[0][:, None]
         by_column = block.logits - self.nu * block.column_inputs[0]
         return by_row, by_column

@@ -47,7 +47,7 @@ def best_rank(
     A candidate is a positive of a query when their groups are equal; there may be several. Only negatives count
     against the positive: those strictly closer, and half of those exactly as close (rounded up), so that a collapsed
     model that gives every candidate one similarity scores chance and not perfection. A query with no positive among
-    the candidates gets rank ``C``.
+    the candidates, or whose similarity to one is not a number, gets rank ``C``.
 
     Memory is ``O(tile_rows * C)``.
     """
@@ -57,10 +57,11 @@ def best_rank(
         positive = query_group[rows, None] == candidate_group[None, :]
         best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
         negatives = similarity.masked_fill_(positive, -torch.inf)
-        ahead = (negatives > best).sum(dim=1)
+        ahead = ((negatives > best) | negatives.isnan()).sum(dim=1)
         tied = (negatives == best).sum(dim=1) * torch.isfinite(best[:, 0])
         rank = ahead + (tied + 1) // 2
-        ranks.append(torch.where(positive.any(dim=1), rank, len(candidates)))
+        placed = positive.any(dim=1) & ~best[:, 0].isnan()
+        ranks.append(torch.where(placed, rank, len(candidates)))
     if not ranks:
         return torch.empty(0, dtype=torch.int64, device=queries.device)
     return torch.cat(ranks)

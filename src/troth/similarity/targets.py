@@ -49,7 +49,8 @@ class TargetCrossEntropy(_Targeted):
 
         t_ij = (1 - smoothing) m_ij / sum_k m_ik + smoothing / K_i          K_i: how many j are not left out
 
-    The sums that normalise the targets are folded along with the logits, so that no pass comes before.
+    The sums that normalise the targets are folded along with the logits, so that no pass comes before. A row that
+    nothing fits, its own pair included, has no target: its loss is 0, without a gradient.
     """
 
     def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
@@ -81,10 +82,10 @@ class TargetCrossEntropy(_Targeted):
     def losses(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return one loss a row (or column), in nats."""
         largest, total, target, mass, everything, number = state
-        expected = target / mass
+        expected = target / mass.where(mass > 0, 1.0)
         if self.smoothing:
             expected = (1 - self.smoothing) * expected + self.smoothing * everything / number
-        return (largest - expected) + total.log()
+        return ((largest - expected) + total.log()).where(mass > 0, 0.0)
 
     def gradient(
         self,
@@ -102,11 +103,12 @@ class TargetCrossEntropy(_Targeted):
             (rows, row_gradient, 1),
             (columns, column_gradient, 0),
         ):
+            fitted = mass > 0
             part = (logits - largest.unsqueeze(dim)).exp_().mul_((1 / total).unsqueeze(dim))
-            part.sub_(degree * ((1 - self.smoothing) / mass).unsqueeze(dim))
+            part.sub_(degree * ((1 - self.smoothing) / mass.where(fitted, 1.0)).unsqueeze(dim))
             if self.smoothing:
                 part.sub_((self.smoothing / number).unsqueeze(dim))
-            gradient.add_(part.mul_(upstream.unsqueeze(dim)))
+            gradient.add_(part.mul_(upstream.where(fitted, 0.0).unsqueeze(dim)))
         return gradient if dropped is None else gradient.masked_fill_(dropped, 0.0)
 
 

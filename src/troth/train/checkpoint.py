@@ -65,6 +65,8 @@ class Position:
             does not know of.
         device: what the last step was computed on, None where it was not written down.
         precision: what the towers computed in, None where it was not written down.
+        objective: what is minimised, with its settings; what is remembered about the pairs is its own.
+        geometry: where the embeddings live.
         versions: of Python and the libraries whose change may change the last bits.
     """
 
@@ -82,6 +84,8 @@ class Position:
     evaluated_step: int | None = None
     device: str | None = None
     precision: str | None = None
+    objective: str | None = None
+    geometry: str | None = None
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "python": platform.python_version(),

@@ -182,6 +182,8 @@ class Trainer:
             stream.fingerprint,
             device=describe_device(next(model.parameters()).device),
             precision=describe_precision(self._make_step.precision),
+            objective=repr(objective),
+            geometry=repr(model.geometry),
         )
 
     def run(self, *, resume: bool = False) -> TrainResult:

@@ -13,10 +13,12 @@ logger = logging.getLogger("troth")
 
 #: What a resumed run must have in common with its checkpoint, with the place where the user sets it.
 _SAME = {
-    "fingerprint": ("data", "the data set's content"),
+    "fingerprint": ("data", "the content of the data (or its teacher)"),
     "batch_size": ("train.batch_size", "the batch size"),
     "total_steps": ("train.epochs", "the number of steps"),
     "seed": ("seed", "the seed"),
+    "objective": ("objective", "the objective"),
+    "geometry": ("geometry", "the geometry"),
 }
 
 
@@ -36,9 +38,9 @@ def check_can_resume(saved: Position, current: Position, path: Path) -> None:
     """
     for name, (where, what) in _SAME.items():
         before, now = getattr(saved, name), getattr(current, name)
-        if before != now:
+        if before is not None and before != now:
             raise UserError(
-                f"{what} was {_short(before)} when {path.name} was written and is {_short(now)} now",
+                f"{what} was {_short(name, before)} when {path.name} was written and is {_short(name, now)} now",
                 where=where,
                 remedy="resume with what the run began with, or start a new run",
             )
@@ -60,5 +62,5 @@ def check_can_resume(saved: Position, current: Position, path: Path) -> None:
         logger.warning("resuming, but not bit for bit: %s", ", ".join(changed))
 
 
-def _short(value: object) -> object:
-    return value[:12] if isinstance(value, str) else value
+def _short(name: str, value: object) -> object:
+    return str(value)[:12] if name == "fingerprint" else value
