@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.table import Record, arguments, report, save
-from troth.objectives import MMCL, DeCL, GammaWeights, GlobalInfoNCE, InfoNCE, Objective
+from troth.objectives import MMCL, GammaWeights, InfoNCE, Objective
 from troth.recipe import Recipe, from_dict, load, to_dict
 from troth.run.training import train
 
@@ -28,13 +28,9 @@ METRIC = "style-shift/top1"
 METHODS: dict[str, Objective] = {
     "infonce": InfoNCE(),
     "gamma, cosine": GammaWeights(),
-    "gamma, cosine, means": GammaWeights(draw="mean"),
     "gamma, logits (literal)": GammaWeights(similarity="logits"),
-    "gamma, logits, means": GammaWeights(similarity="logits", draw="mean"),
     "gamma, logits, b = 1": GammaWeights(similarity="logits", b_plus=1.0, b_minus=1.0),
     "mmcl, linear": MMCL.linear(),
-    "decl": DeCL(),
-    "global_infonce": GlobalInfoNCE(),
 }
 
 

@@ -164,7 +164,7 @@ def test_an_audit_can_weigh_the_pairs_of_the_next_run(run: Path, pictures: Path,
     checkpoint = sorted((tmp_path / "next" / "checkpoints").glob("step-*"))[-1]
     with safe_open(checkpoint / "state.safetensors", framework="pt") as file:
         remembered = file.get_tensor("memory/by/weight")
-    assert remembered[table.id].tolist() == pytest.approx(table.quality.tolist(), rel=1e-6)
+    assert remembered.numpy()[table.id].tolist() == pytest.approx(table.quality.tolist(), rel=1e-6)
 
 
 def test_a_table_that_does_not_exist_is_found_before_a_folder_is_made(

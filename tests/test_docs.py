@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import itertools
+import json
 import re
 import sys
 import tomllib
@@ -186,3 +187,35 @@ def test_the_worked_example_is_a_recipes_objective_and_keeps_the_rules(example: 
     assert "Source:" in example.cls.__doc__
     assert set(objectives_table.attributes(example.cls)) == {"gamma"}
     assert "### focal" in objectives_table.section(example.cls)
+
+
+def test_the_measured_readings_are_the_committed_ones(repository: Path) -> None:
+    """Each row of the page on Gamma weights is `| method | clean | 40% wrong | loss | InfoNCE | scale |`."""
+    committed: dict[tuple[str, str], float] = {}
+    results = repository / "benchmarks" / "results" / "gamma_readings.json"
+    for record in json.loads(results.read_text(encoding="utf-8"))["records"]:
+        committed[record["case"], record["metric"]] = record["ours"]
+    page = (repository / "docs" / "gamma_weights.md").read_text(encoding="utf-8")
+    number = r"(-?[\d.]+|–)"
+    rows = re.findall(
+        rf"^\| ([^|]+) \| {number} ± {number} \| {number} ± {number} \| {number} \| {number} \| {number} \|$",
+        page,
+        re.M,
+    )
+    methods = {case.rpartition(", ")[0] for case, _ in committed}
+    assert {row[0] for row in rows} == methods
+    keys = [
+        ("0% wrong", "top1_percent"),
+        ("0% wrong", "top1_standard_error"),
+        ("40% wrong", "top1_percent"),
+        ("40% wrong", "top1_standard_error"),
+        ("0% wrong", "loss"),
+        ("0% wrong", "infonce"),
+        ("0% wrong", "scale"),
+    ]
+    for method, *cells in rows:
+        for (noise, metric), cell in zip(keys, cells, strict=True):
+            value = committed.get((f"{method}, {noise}", metric))
+            assert (value is None) == (cell == "–")
+            if value is not None:
+                assert float(cell) == pytest.approx(value, abs=0.051)

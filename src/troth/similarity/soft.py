@@ -75,7 +75,7 @@ class SwappedLogits:
     def __call__(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return logits[j, i] in place of logits[i, j]."""
         swapped = self.geometry.similarity(block.column_inputs[0], block.row_inputs[1]).T
-        evidence = swapped * (self.scale * self.sharpness)
+        evidence = swapped.contiguous().mul_(self.scale * self.sharpness)  # what follows goes over it many times
         return evidence, evidence
 
 
