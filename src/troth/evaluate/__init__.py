@@ -6,6 +6,7 @@ scored on as many tasks as one likes.
 
 from __future__ import annotations
 
+from troth.evaluate.affinity import affinity_consistency
 from troth.evaluate.averages import class_embedding, mean_point
 from troth.evaluate.concept import concept_test
 from troth.evaluate.labels import ConceptLabels, check_class_names, concept_labels
@@ -19,6 +20,7 @@ __all__ = [
     "ConceptLabels",
     "Difference",
     "TaskResult",
+    "affinity_consistency",
     "check_class_names",
     "class_embedding",
     "compare",

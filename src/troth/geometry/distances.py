@@ -7,9 +7,6 @@ product loses digits (:data:`NEAR`) the difference of the two points is taken in
 for the gradient, which is exact to a few units in the last place. In a batch these are the well-fitted pairs and few
 others, so that the cost stays that of the product; where more than :data:`MANY` of a block are near, all its
 differences are taken in one sweep (``torch.cdist`` without its matrix product), which forms no ``(b, N, D)`` tensor.
-
-Measured on one core for 1,024 x 1,024 float32 points: 512 dimensions, product 13 ms, all differences 480 ms;
-16 dimensions (one sphere of an oblique manifold), 3 ms and 14 ms.
 """
 
 from __future__ import annotations
