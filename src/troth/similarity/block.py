@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,21 @@ from torch import Tensor
 #: Rows and columns of a tile. A 1,024 x 1,024 float32 tile is 4 MiB: it stays close to the core while it is reduced,
 #: and is large enough for the matrix product to run at full rate (``python -m benchmarks.similarity``).
 TILE = (1024, 1024)
+
+#: What a reduction keeps of the logits it has seen: tensors of one number a row (or column).
+Folded = tuple[Tensor, ...]
+
+
+class Upstream(NamedTuple):
+    """The gradients that arrive for a block's rows and for its columns.
+
+    Attributes:
+        rows: ``(b,)``
+        columns: ``(n,)``
+    """
+
+    rows: Tensor
+    columns: Tensor
 
 
 def tiles(length: int, size: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from troth import distributed
 from troth.geometry import Geometry
 from troth.geometry.points import exactly
-from troth.similarity.block import Block, tiles
+from troth.similarity.block import Block, Folded, Upstream, tiles
 
 
 class Reduction(Protocol):
@@ -29,30 +29,23 @@ class Reduction(Protocol):
         the columns)."""
         ...
 
-    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+    def start(self, length: int, like: Tensor) -> Folded:
         """Return the folded state of no logits at all, ``length`` times."""
         ...
 
-    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], block: Block) -> None:
+    def fold(self, rows: Folded, columns: Folded, block: Block) -> None:
         """Fold ``block`` into views of the state of its rows and columns, in place; may overwrite its logits."""
         ...
 
-    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def over_ranks(self, columns: Folded) -> Folded:
         """Combine every rank's partial column states."""
         ...
 
-    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, state: Folded) -> Tensor:
         """Return one number for each folded row (or column)."""
         ...
 
-    def gradient(
-        self,
-        block: Block,
-        rows: tuple[Tensor, ...],
-        columns: tuple[Tensor, ...],
-        row_gradient: Tensor,
-        column_gradient: Tensor,
-    ) -> Tensor:
+    def gradient(self, block: Block, rows: Folded, columns: Folded, upstream: Upstream) -> Tensor:
         """Return the derivative with respect to the block's logits, and add that of the inputs to the block's
         gradients; may overwrite its logits."""
         ...
@@ -172,7 +165,10 @@ class FusedPass(torch.autograd.Function):
         for block in sweep.blocks(inputs, all_inputs, input_gradients):
             row, column = block.row, block.column
             gradient = ctx.reduction.gradient(
-                block, views(rows, row), views(columns, column), row_gradient[row], all_column_gradient[column]
+                block,
+                views(rows, row),
+                views(columns, column),
+                Upstream(row_gradient[row], all_column_gradient[column]),
             )
             scale_gradient += torch.dot(gradient.flatten(), block.similarity.flatten())
             if bias is not None:

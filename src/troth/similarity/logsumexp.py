@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from troth import distributed
-from troth.similarity.block import Block
+from troth.similarity.block import Block, Folded, Upstream
 
 
 class LogWeights(Protocol):
@@ -68,7 +68,7 @@ class LogPartition:
         """What the weights ask for."""
         return () if self.weights is None else self.weights.inputs
 
-    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+    def start(self, length: int, like: Tensor) -> Folded:
         """Return no logits at all, folded."""
         return *no_exponentials(length, like), like.new_zeros(length)
 
@@ -82,7 +82,7 @@ class LogPartition:
             return both, both
         return row + block.logits, block.logits.add_(column)
 
-    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], block: Block) -> None:
+    def fold(self, rows: Folded, columns: Folded, block: Block) -> None:
         """Fold one block."""
         by_row, by_column = self._weighted(block)
         at_row, at_column = positives = block.positives
@@ -93,23 +93,16 @@ class LogPartition:
         fold_exponentials(rows[0], rows[1], by_row, 1, overwrite=by_row is not by_column)
         fold_exponentials(columns[0], columns[1], by_column, 0, overwrite=True)
 
-    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def over_ranks(self, columns: Folded) -> Folded:
         """Combine the ranks' partial columns."""
         return *combine_exponentials(columns[0], columns[1]), columns[2]
 
-    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, state: Folded) -> Tensor:
         """Return one number a row (or column), in nats."""
         largest, total, positive = state
         return (largest - positive) + total.log() if self.less_positive else largest + total.log()
 
-    def gradient(
-        self,
-        block: Block,
-        rows: tuple[Tensor, ...],
-        columns: tuple[Tensor, ...],
-        row_gradient: Tensor,
-        column_gradient: Tensor,
-    ) -> Tensor:
+    def gradient(self, block: Block, rows: Folded, columns: Folded, upstream: Upstream) -> Tensor:
         """Return the derivative with respect to the block's logits."""
         by_row, by_column = self._weighted(block)
         positives = block.positives
@@ -121,4 +114,4 @@ class LogPartition:
         if self.less_positive:
             row_softmax[positives] -= 1
             column_softmax[positives] -= 1
-        return column_softmax.mul_(column_gradient).add_(row_softmax.mul_(row_gradient[:, None]))
+        return column_softmax.mul_(upstream.columns).add_(row_softmax.mul_(upstream.rows[:, None]))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from troth import distributed
-from troth.similarity.block import Block
+from troth.similarity.block import Block, Folded, Upstream
 
 #: The functions a margin can go through.
 MarginFunction = Literal["identity", "softplus", "hinge"]
@@ -36,7 +36,7 @@ class MarginSum:
         """The positive logits."""
         return (self.positive,)
 
-    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+    def start(self, length: int, like: Tensor) -> Folded:
         """Return no logits at all, folded."""
         return (like.new_zeros(length),)
 
@@ -56,33 +56,26 @@ class MarginSum:
             return torch.ones_like(margin)
         return margin.sigmoid() if self.function == "softplus" else (margin + 1 > 0).to(margin)
 
-    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], block: Block) -> None:
+    def fold(self, rows: Folded, columns: Folded, block: Block) -> None:
         """Fold one block."""
         for margin, (total,), dim in zip(self._margins(block), (rows, columns), (1, 0), strict=True):
             value = self._value(margin)
             value[block.positives] *= self.positive_weight
             total.add_(value.sum(dim=dim))
 
-    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def over_ranks(self, columns: Folded) -> Folded:
         """Combine the ranks' partial columns."""
         return (distributed.sum_over_ranks(columns[0]),)
 
-    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, state: Folded) -> Tensor:
         """Return one sum a row (or column)."""
         return state[0].clone()
 
-    def gradient(
-        self,
-        block: Block,
-        rows: tuple[Tensor, ...],
-        columns: tuple[Tensor, ...],
-        row_gradient: Tensor,
-        column_gradient: Tensor,
-    ) -> Tensor:
+    def gradient(self, block: Block, rows: Folded, columns: Folded, upstream: Upstream) -> Tensor:
         """Return the derivative with respect to the block's logits; the positive logits' is added to the inputs'."""
         by_row, by_column = self._margins(block)
-        row_part = self._slope(by_row).mul_(row_gradient[:, None])
-        column_part = self._slope(by_column).mul_(column_gradient)
+        row_part = self._slope(by_row).mul_(upstream.rows[:, None])
+        column_part = self._slope(by_column).mul_(upstream.columns)
         for part in (row_part, column_part):
             part[block.positives] *= self.positive_weight
         for sums, part, dim in (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from troth import distributed
 from troth.geometry import Geometry
-from troth.similarity.block import Block
+from troth.similarity.block import Block, Folded, Upstream
 from troth.similarity.logsumexp import combine_exponentials, fold_exponentials, no_exponentials
 
 
@@ -125,7 +125,7 @@ class SoftCrossEntropy:
         """What the evidence asks for."""
         return self.evidence.inputs
 
-    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+    def start(self, length: int, like: Tensor) -> Folded:
         """Return no logits at all, folded: their log-sum-exp, the positive, the evidence's, the expected logit."""
         return (
             *no_exponentials(length, like),
@@ -134,7 +134,7 @@ class SoftCrossEntropy:
             like.new_zeros(length),
         )
 
-    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], block: Block) -> None:
+    def fold(self, rows: Folded, columns: Folded, block: Block) -> None:
         """Fold one block."""
         logits, evidence = block.logits, self.evidence(block)
         at_row, at_column = block.positives
@@ -150,7 +150,7 @@ class SoftCrossEntropy:
         fold_exponentials(rows[0], rows[1], logits, 1)
         fold_exponentials(columns[0], columns[1], logits, 0, overwrite=True)
 
-    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def over_ranks(self, columns: Folded) -> Folded:
         """Combine the ranks' partial columns."""
         largest, total, expected = columns[3:]
         overall = distributed.max_over_ranks(largest)
@@ -163,31 +163,24 @@ class SoftCrossEntropy:
             distributed.sum_over_ranks(expected * kept),
         )
 
-    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, state: Folded) -> Tensor:
         """Return one loss a row (or column), in nats."""
         largest, total, positive, _, evidence_total, expected = state
         target = positive + self.share * (expected / evidence_total - positive)
         return (largest - target) + total.log()
 
-    def gradient(
-        self,
-        block: Block,
-        rows: tuple[Tensor, ...],
-        columns: tuple[Tensor, ...],
-        row_gradient: Tensor,
-        column_gradient: Tensor,
-    ) -> Tensor:
+    def gradient(self, block: Block, rows: Folded, columns: Folded, upstream: Upstream) -> Tensor:
         """Return the derivative with respect to the block's logits."""
         evidence, positives = self.evidence(block), block.positives
         gradient = torch.zeros_like(block.logits)
-        for state, own, upstream, dim in (
-            (rows, evidence[0], row_gradient, 1),
-            (columns, evidence[1], column_gradient, 0),
+        for state, own, arriving, dim in (
+            (rows, evidence[0], upstream.rows, 1),
+            (columns, evidence[1], upstream.columns, 0),
         ):
             largest, total, _, evidence_largest, evidence_total, _ = state
-            part = (block.logits - largest.unsqueeze(dim)).exp_().mul_((upstream / total).unsqueeze(dim))
+            part = (block.logits - largest.unsqueeze(dim)).exp_().mul_((arriving / total).unsqueeze(dim))
             soft = (own - evidence_largest.unsqueeze(dim)).exp_()
-            gradient.add_(part).sub_(soft.mul_((self.share * upstream / evidence_total).unsqueeze(dim)))
-        given = (row_gradient[positives[0]] + column_gradient[positives[1]]) * (1 - self.share)
+            gradient.add_(part).sub_(soft.mul_((self.share * arriving / evidence_total).unsqueeze(dim)))
+        given = (upstream.rows[positives[0]] + upstream.columns[positives[1]]) * (1 - self.share)
         gradient[positives] -= given
         return gradient

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from troth import distributed
-from troth.similarity.block import Block
+from troth.similarity.block import Block, Folded, Upstream
 from troth.similarity.logsumexp import combine_exponentials, fold_exponentials, no_exponentials
 from troth.similarity.matches import Matches
 
@@ -53,11 +53,11 @@ class TargetCrossEntropy(_Targeted):
     nothing fits, its own pair included, has no target: its loss is 0, without a gradient.
     """
 
-    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+    def start(self, length: int, like: Tensor) -> Folded:
         """Return no logits at all, folded: log-sum-exp, targeted logits, their mass, all logits, their number."""
         return *no_exponentials(length, like), *(like.new_zeros(length) for _ in range(4))
 
-    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], block: Block) -> None:
+    def fold(self, rows: Folded, columns: Folded, block: Block) -> None:
         """Fold one block."""
         degree, dropped = self.degrees(block)
         logits = block.logits
@@ -75,11 +75,11 @@ class TargetCrossEntropy(_Targeted):
         fold_exponentials(rows[0], rows[1], logits, 1)
         fold_exponentials(columns[0], columns[1], logits, 0, overwrite=True)
 
-    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def over_ranks(self, columns: Folded) -> Folded:
         """Combine the ranks' partial columns."""
         return *combine_exponentials(*columns[:2]), *(distributed.sum_over_ranks(part) for part in columns[2:])
 
-    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, state: Folded) -> Tensor:
         """Return one loss a row (or column), in nats."""
         largest, total, target, mass, everything, number = state
         expected = target / mass.where(mass > 0, 1.0)
@@ -87,28 +87,21 @@ class TargetCrossEntropy(_Targeted):
             expected = (1 - self.smoothing) * expected + self.smoothing * everything / number
         return ((largest - expected) + total.log()).where(mass > 0, 0.0)
 
-    def gradient(
-        self,
-        block: Block,
-        rows: tuple[Tensor, ...],
-        columns: tuple[Tensor, ...],
-        row_gradient: Tensor,
-        column_gradient: Tensor,
-    ) -> Tensor:
+    def gradient(self, block: Block, rows: Folded, columns: Folded, upstream: Upstream) -> Tensor:
         """Return the derivative with respect to the block's logits."""
         degree, dropped = self.degrees(block)
         logits = block.logits if dropped is None else block.logits.masked_fill_(dropped, -torch.inf)
         gradient = torch.zeros_like(logits)
-        for (largest, total, _, mass, _, number), upstream, dim in (
-            (rows, row_gradient, 1),
-            (columns, column_gradient, 0),
+        for (largest, total, _, mass, _, number), arriving, dim in (
+            (rows, upstream.rows, 1),
+            (columns, upstream.columns, 0),
         ):
             fitted = mass > 0
             part = (logits - largest.unsqueeze(dim)).exp_().mul_((1 / total).unsqueeze(dim))
             part.sub_(degree * ((1 - self.smoothing) / mass.where(fitted, 1.0)).unsqueeze(dim))
             if self.smoothing:
                 part.sub_((self.smoothing / number).unsqueeze(dim))
-            gradient.add_(part.mul_(upstream.where(fitted, 0.0).unsqueeze(dim)))
+            gradient.add_(part.mul_(arriving.where(fitted, 0.0).unsqueeze(dim)))
         return gradient if dropped is None else gradient.masked_fill_(dropped, 0.0)
 
 
@@ -120,11 +113,11 @@ class BinaryCrossEntropy(_Targeted):
         t_ij = (1 - smoothing) min(m_ij, 1) + smoothing / 2
     """
 
-    def start(self, length: int, like: Tensor) -> tuple[Tensor, ...]:
+    def start(self, length: int, like: Tensor) -> Folded:
         """Return no logits at all, folded."""
         return (like.new_zeros(length),)
 
-    def fold(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], block: Block) -> None:
+    def fold(self, rows: Folded, columns: Folded, block: Block) -> None:
         """Fold one block."""
         logits = block.logits
         if self.matches is None and not self.smoothing:
@@ -143,31 +136,24 @@ class BinaryCrossEntropy(_Targeted):
         degree, dropped = self.degrees(block)
         return degree.clamp_(max=1).mul_(1 - self.smoothing).add_(self.smoothing / 2), dropped
 
-    def over_ranks(self, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def over_ranks(self, columns: Folded) -> Folded:
         """Combine the ranks' partial columns."""
         return (distributed.sum_over_ranks(columns[0]),)
 
-    def losses(self, state: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, state: Folded) -> Tensor:
         """Return one loss a row (or column), in nats."""
         return state[0].clone()
 
-    def gradient(
-        self,
-        block: Block,
-        rows: tuple[Tensor, ...],
-        columns: tuple[Tensor, ...],
-        row_gradient: Tensor,
-        column_gradient: Tensor,
-    ) -> Tensor:
+    def gradient(self, block: Block, rows: Folded, columns: Folded, upstream: Upstream) -> Tensor:
         """Return the derivative with respect to the block's logits."""
-        logits, upstream = block.logits, row_gradient[:, None] + column_gradient
+        logits, arriving = block.logits, upstream.rows[:, None] + upstream.columns
         if self.matches is None and not self.smoothing:
             positives = block.positives
             logits[positives] *= -1
-            gradient = logits.sigmoid_().mul_(upstream)
+            gradient = logits.sigmoid_().mul_(arriving)
             gradient[positives] *= -1
             return gradient
         target, dropped = self._targets(block)
         # sigmoid(l) - t, as the difference of two small numbers where the answer is right.
-        gradient = torch.sigmoid(logits).mul_(1 - target).sub_(torch.sigmoid(-logits).mul_(target)).mul_(upstream)
+        gradient = torch.sigmoid(logits).mul_(1 - target).sub_(torch.sigmoid(-logits).mul_(target)).mul_(arriving)
         return gradient if dropped is None else gradient.masked_fill_(dropped, 0.0)
