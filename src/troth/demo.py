@@ -319,7 +319,7 @@ def _suspicious(
         return name
 
     pairs = []
-    for row in table.score.argsort(kind="stable")[:SUSPICIOUS].tolist():
+    for row in table.most_suspicious(SUSPICIOUS).tolist():
         sample, suggested = int(table.id[row]), int(table.suggested_caption_id[row])
         owner = int(noise.caption_of[sample])
         pairs.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,13 @@ def test_wrong_pairs_are_dropped_and_their_own_captions_suggested() -> None:
     assert (table.suggested_caption_id[60:] == -1).all()
     assert "no caption of the set fits better" in table.reason[-1]
     np.testing.assert_array_equal(table.kept(), np.arange(60, 200) + 1000)
+
+
+def test_the_most_suspicious_are_the_lowest_scores_and_ties_stay_in_order() -> None:
+    table, _ = noisy_table()
+    tied = replace(table, score=np.array([3.0, 1.0, 2.0, 1.0] + [9.0] * 196))
+    assert tied.most_suspicious(3).tolist() == [1, 3, 2]
+    assert len(tied.most_suspicious(1000)) == 200
 
 
 def test_the_suggestion_is_the_best_different_caption_by_a_naive_search() -> None:

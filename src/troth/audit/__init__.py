@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from troth.audit.scores import Mixture, fit_mixture, pair_scores, percentile_quality, suspicion_order
+from troth.audit.scores import Mixture, fit_mixture, pair_scores, percentile_quality
 from troth.audit.table import AuditTable, Decisions, audit_pairs
 from troth.audit.truth import SimilarityHistogram, Truth, against_truth, similarity_histogram
 
@@ -18,5 +18,4 @@ __all__ = [
     "pair_scores",
     "percentile_quality",
     "similarity_histogram",
-    "suspicion_order",
 ]

@@ -83,11 +83,6 @@ def percentile_quality(scores: npt.ArrayLike) -> Float64:
     return quality
 
 
-def suspicion_order(scores: npt.ArrayLike) -> Int64Array:
-    """Return the ``(N,)`` positions of the pairs, the most suspicious (lowest score) first; ties stay in order."""
-    return np.argsort(check_scores(scores), kind="stable").astype(np.int64)
-
-
 @dataclass(frozen=True)
 class Mixture:
     """Two Gaussians fitted to the similarities of all pairs: the lower is read as the wrong pairs.

@@ -98,6 +98,11 @@ class AuditTable:
     def __len__(self) -> int:
         return len(self.id)
 
+    def most_suspicious(self, count: int) -> Int64Array:
+        """Return the rows of the ``count`` lowest scores, the lowest first; ties stay in order."""
+        rows: Int64Array = self.score.argsort(kind="stable")[:count]
+        return rows
+
     def write(self, path: Path) -> None:
         """Write the table as parquet, atomically; an unknown ``p_mismatch`` becomes null."""
         columns = {name: getattr(self, name) for name in _SCHEMA.names}

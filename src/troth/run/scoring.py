@@ -199,7 +199,7 @@ def audit(folder: Path, which: str, out: Path) -> None:
     shown = Table(title="Most suspicious pairs")
     for heading, width in (("key", None), ("given caption", None), ("score", 6), ("decision", 8)):
         shown.add_column(heading, overflow="ellipsis", no_wrap=True, min_width=width)
-    for row in table.score.argsort(kind="stable")[:10]:
+    for row in table.most_suspicious(10):
         shown.add_row(
             escape(table.key[row]), escape(table.caption[row]), f"{table.score[row]:.3f}", table.decision[row]
         )
