@@ -1,9 +1,6 @@
 """Sums of objectives, losses weighted by pair, and the weight that two groups of losses give."""
 
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from torch import Tensor
 from tests.objectives.clean_posterior_runs import COUNT, STEPS, compute, losses_at, planted
 from tests.references import composition as references
 from tests.references.case import Case
+from tests.torchrun import two_ranks
 from troth.errors import UserError
 from troth.objectives import (
     CleanPosterior,
@@ -334,17 +332,7 @@ def test_a_state_saved_and_loaded_gives_the_same_weights() -> None:
 
 def test_two_ranks_give_the_weights_of_one(tmp_path: Path) -> None:
     expected, state = compute()
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finished = subprocess.run(
-        [*torchrun, "-m", "tests.objectives.clean_posterior_runs", str(tmp_path)],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    two_ranks("tests.objectives.clean_posterior_runs", tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for step in range(STEPS):
         assert torch.equal(torch.cat([rank["weights"][step] for rank in ranks]), expected[step])

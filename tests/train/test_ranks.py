@@ -1,15 +1,13 @@
 """Several real processes train the model that one trains."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.torchrun import two_ranks
 from tests.train.ranks_runs import MICRO, main
 from troth.data.ledger import Ledger
 from troth.train import read_log
@@ -25,17 +23,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finished = subprocess.run(
-        [*torchrun, "-m", "tests.train.ranks_runs", str(folder)],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    two_ranks("tests.train.ranks_runs", folder)
     return folder
 
 

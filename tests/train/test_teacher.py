@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from tests.embed.test_features import Colours, Lengths
 from tests.encoders.test_models import TINY
+from tests.torchrun import two_ranks
 from tests.train.small import Copying, SmallStream, small_config, small_model
 from tests.train.teacher_ranks import main as ranks_main
 from troth.data import FeatureStream, Plan
@@ -170,17 +168,7 @@ def test_a_taught_run_resumes_bit_for_bit_and_only_with_its_teacher(tmp_path: Pa
 
 
 def test_two_ranks_are_taught_what_one_is(tmp_path: Path) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finished = subprocess.run(
-        [*torchrun, "-m", "tests.train.teacher_ranks", str(tmp_path / "two")],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    two_ranks("tests.train.teacher_ranks", tmp_path / "two")
     ranks_main(tmp_path / "one")
     one = torch.load(tmp_path / "one" / "0.pt")
     two = [torch.load(tmp_path / "two" / f"{rank}.pt") for rank in range(2)]
