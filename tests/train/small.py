@@ -171,3 +171,15 @@ def train(
         progress=False,
     )
     return trainer.run(resume=resume)
+
+
+def trainer(folder: Path, *, model: ContrastiveModel | None = None, stream: SmallStream | None = None, **arguments):
+    stream = stream or SmallStream()
+    config = small_config(batch_size=stream.batch_size, **arguments.pop("config", {}))
+    model = model or small_model()
+    objective = arguments.pop("objective", InfoNCE())
+    return Trainer(model, objective, stream, config=config, folder=folder, progress=False, **arguments)
+
+
+def without_clock(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if name != "samples_per_second"} for record in records]
