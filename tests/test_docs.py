@@ -219,3 +219,10 @@ def test_the_measured_readings_are_the_committed_ones(repository: Path) -> None:
             assert (value is None) == (cell == "–")
             if value is not None:
                 assert float(cell) == pytest.approx(value, abs=0.051)
+
+
+def test_the_tables_formulas_are_whole() -> None:
+    for cls in get_args(get_args(ObjectiveConfig)[0]):
+        shown = objectives_table.formula(cls.about.equation)
+        for opening, closing in ("()", "[]", "⟨⟩"):
+            assert shown.count(opening) == shown.count(closing), shown

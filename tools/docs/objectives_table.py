@@ -90,7 +90,7 @@ def formula(equation: str) -> str:
     """Return an equation up to the first comma or semicolon outside brackets: its remarks are left out."""
     depth = 0
     for place, (character, following) in enumerate(itertools.pairwise(equation)):
-        depth += (character in "([<") - (character in ")]>")
+        depth += (character in "([<⟨") - (character in ")]>⟩")
         if depth == 0 and character in ",;" and following == " ":
             return equation[:place]
     return equation

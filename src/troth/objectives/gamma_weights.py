@@ -47,7 +47,8 @@ class GammaWeights(Objective):
 
     At ``b_plus = b_minus = 0`` with separate weights, ``u_i`` is a factor of the whole row and drops out of the loss,
     sweeps and memory with it: none of it is then computed. The value of the loss says nothing of progress; InfoNCE's is
-    logged beside it. A learnable scale rises to its cap under the literal reading.
+    logged beside it. Under the literal reading the expected gradient only ever raises a learnable scale, once positives
+    are closer than the average negative.
 
     Source: "Learning multi-modal representation alignments from noisy data-pairs" (anonymous submission), equations 1
     and 2 and algorithm 1, with its defaults.
@@ -94,9 +95,7 @@ class GammaWeights(Objective):
     @model_validator(mode="after")
     def _memory_has_an_effect(self) -> GammaWeights:
         if self.keep > 0 and not self._needs_u:
-            raise ValueError(
-                "keep has no effect while u drops out of the loss: set keep=0, or b_plus, b_minus or shared"[:200]
-            )
+            raise ValueError("keep has no effect while u drops out of the loss: set keep=0, b_minus above 0, or shared")
         return self
 
     def prepare(self, state: State) -> None:
@@ -132,9 +131,8 @@ class GammaWeights(Objective):
             pairs = replace(pairs, scale=torch.ones_like(pairs.scale), bias=None)
         weights: LogWeights | None = None
         for sweep in range(1, self.sweeps + 1):
-            draws = SampleDraws.from_ids(clock.seed, clock.step, f"{state.path}gamma-u/{sweep}", ids).log_gamma(
-                self.a_u
-            )
+            stream = f"{state.path}gamma-u/{sweep}"
+            draws = SampleDraws.from_ids(clock.seed, clock.step, stream, ids).log_gamma(self.a_u)
             log_u = []
             for name, log_sum, draw in zip(("image", "text"), pairs.log_partition(weights), draws, strict=True):
                 shape = draw.to(log_sum) if self.draw == "sample" else math.log(self.a_u)

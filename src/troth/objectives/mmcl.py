@@ -96,16 +96,15 @@ class MMCL(Objective):
         Raises:
             ValueError: for a batch of one pair.
         """
-        log_count = math.log(max(pairs.num_pairs - 1 + self.eps, 1.0)) if self.average else 0.0
+        count = pairs.num_pairs - 1 + self.eps if self.average else 1.0
         if self.psi == "exp":
-            losses = [
-                self._log_of_exponentials(negatives, positive) - log_count
+            image, text = (
+                self._log_of_exponentials(negatives, positive) - math.log(count)
                 for negatives, positive in zip(pairs.log_negatives(), pairs.positive_logits(), strict=True)
-            ]
+            )
         else:
-            sums = pairs.margin_sums(self.psi, self.nu, self.eps)
-            losses = [each / math.exp(log_count) for each in sums]
-        return 0.5 * (losses[0] + losses[1])
+            image, text = (each / count for each in pairs.margin_sums(self.psi, self.nu, self.eps))
+        return 0.5 * (image + text)
 
     def _log_of_exponentials(self, negatives: Tensor, positive: Tensor) -> Tensor:
         if self.eps > 0:
