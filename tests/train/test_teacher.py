@@ -19,6 +19,7 @@ from tests.torchrun import two_ranks
 from tests.train.small import Copying, SmallStream, small_config, small_model
 from tests.train.teacher_ranks import main as ranks_main
 from troth.data import FeatureStream, Plan
+from troth.draws import splitmix64
 from troth.embed import FeatureCache, distinct_captions, frozen_features
 from troth.encoders import ContrastiveModel, FrozenImageEncoder, Heads, OpenClip, export_open_clip
 from troth.errors import UserError
@@ -34,7 +35,7 @@ from troth.train import (
     Trainer,
     dry_run,
 )
-from troth.train.captions import _mix, caption_groups
+from troth.train.captions import caption_groups
 from troth.train.teacher import FeatureTable, InputFeatures
 from troth.train.teacher_tower import FrozenTower
 from troth.types import Batch
@@ -48,7 +49,7 @@ CPU = torch.device("cpu")
 def test_the_mixing_function_is_splitmix64() -> None:
     """The generator's first two outputs from seed 0, as published with it."""
     golden = 0x9E3779B97F4A7C15 - 2**64
-    found = _mix(torch.tensor([0, golden])).numpy().view(np.uint64).tolist()
+    found = splitmix64(torch.tensor([0, golden])).numpy().view(np.uint64).tolist()
     assert found == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 

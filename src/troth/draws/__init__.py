@@ -18,7 +18,8 @@ a draw.
 
 from __future__ import annotations
 
+from troth.draws.bits import splitmix64
 from troth.draws.keyed import PairDraws, SampleDraws
 from troth.draws.quantile import log_gamma_quantile
 
-__all__ = ["PairDraws", "SampleDraws", "log_gamma_quantile"]
+__all__ = ["PairDraws", "SampleDraws", "log_gamma_quantile", "splitmix64"]

@@ -28,11 +28,15 @@ def keys(seed: int, step: int, stream: str, role: str, ids: Int64[Tensor, " B"])
     digest = hashlib.sha256(repr((int(seed), int(step), stream, role)).encode()).digest()
     first, second = (int.from_bytes(digest[at : at + 8], "little", signed=True) for at in (0, 8))
     # Two rounds: consecutive ids differ in few bits, and the keys of one step must not be a shifted copy of another's.
-    return _splitmix64(_splitmix64(ids.to(torch.int64) ^ first) + second).view(torch.int32).reshape(-1, 2)
+    return splitmix64(splitmix64(ids.to(torch.int64) ^ first) + second).view(torch.int32).reshape(-1, 2)
 
 
-def _splitmix64(x: Tensor) -> Tensor:
-    """Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators", the mixing function."""
+def splitmix64(x: Int64[Tensor, ...]) -> Int64[Tensor, ...]:
+    """Mix each 64-bit number on its own; equal numbers stay equal, different ones different.
+
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", the mixing function. Products
+    and sums wrap around.
+    """
     x = x + (0x9E3779B97F4A7C15 - 2**64)
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
         x = (x ^ _shifted(x, shift)) * multiplier

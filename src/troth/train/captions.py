@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from troth.draws import splitmix64
+
 #: The integer type whose bits are those of one element of so many bytes.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -24,23 +26,5 @@ def caption_groups(text: Tensor) -> Int64[Tensor, " B"]:
     rows = text.detach().flatten(start_dim=1).contiguous()
     bits = rows.view(_BITS[rows.element_size()]).to(torch.int64)
     # Each place mixes its value with a salt of its own, so that the order counts although the sum has none.
-    salt = _mix(torch.arange(bits.shape[1], device=bits.device))
-    return _mix(_mix(bits ^ salt).sum(dim=1))
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Splitmix64's mixing function (Steele, Lea and Flood 2014); products and sums are modulo 2 ** 64."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shifted(x, 31)
-
-
-def _signed(constant: int) -> int:
-    return constant - 2**64
-
-
-def _shifted(x: Tensor, places: int) -> Tensor:
-    """Shift to the right and fill with zeros, where torch's own shift repeats the sign."""
-    shifted: Tensor = (x >> places) & (2 ** (64 - places) - 1)
-    return shifted
+    salt = splitmix64(torch.arange(bits.shape[1], device=bits.device))
+    return splitmix64(splitmix64(bits ^ salt).sum(dim=1))
