@@ -88,6 +88,9 @@ class SmallStream:
         self.num_samples, self.batch_size, self.seconds, self.skipped = num_samples, batch_size, seconds, skipped
         self.steps_per_epoch = num_samples // batch_size
 
+    def total_steps(self, epochs: int) -> int:
+        return epochs * self.steps_per_epoch
+
     def indices(self, step: int) -> Tensor:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(epoch))

@@ -77,6 +77,10 @@ class FeatureStream:
         self.steps_per_epoch = plan.steps_per_epoch
         self.batch_size = plan.batch_size
 
+    def total_steps(self, epochs: int) -> int:
+        """How many steps a run of that many epochs has."""
+        return self._plan.total_steps(epochs)
+
     def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
         """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``."""
         for step in range(start_step, stop_step):

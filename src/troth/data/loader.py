@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,11 +44,13 @@ class LoadedBatch:
         batch: ids, images (or features) and texts.
         skipped: the samples that could not be read and were replaced.
         mismatched: ``(B,)`` True where noise injection gave the pair other captions than its own.
+        teacher_image: ``(B, F)`` a frozen teacher's features of the images, or None.
     """
 
     batch: Batch
     skipped: tuple[LedgerEntry, ...]
     mismatched: Bool[Tensor, " B"]
+    teacher_image: Float[Tensor, "B F"] | None = None
 
 
 class BatchStream(Protocol):
@@ -65,6 +67,9 @@ class BatchStream(Protocol):
     fingerprint: str
     steps_per_epoch: int
     batch_size: int
+
+    def total_steps(self, epochs: int) -> int:
+        """How many steps a run of that many epochs has."""
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
         """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``."""
@@ -117,9 +122,14 @@ class ImageTextStream:
         self.batch_size = plan.batch_size
         self.ledger = Ledger(source.ledger)
         rows = rank_rows(plan.batch_size, rank, world_size)
+        self._plan = plan
         self._steps = _Steps(source, plan, image_transform, tokenize, noise, reserve, rows)
         self._num_workers = num_workers
         self._prefetch = prefetch
+
+    def total_steps(self, epochs: int) -> int:
+        """How many steps a run of that many epochs has."""
+        return self._plan.total_steps(epochs)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
         """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``.

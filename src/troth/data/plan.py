@@ -47,6 +47,10 @@ class Plan:
         """Whole global batches in an epoch."""
         return self.num_samples // self.batch_size
 
+    def total_steps(self, epochs: int) -> int:
+        """Steps of a run of that many epochs."""
+        return epochs * self.steps_per_epoch
+
     def epoch(self, step: int) -> int:
         """The epoch that ``step`` belongs to; both count from 0."""
         return step // self.steps_per_epoch

@@ -6,6 +6,7 @@ A checkpoint is a folder ``checkpoints/step-00000123`` with
 * ``optimizer.safetensors``: AdamW's moments and step counts, as ``moment/parameter name``;
 * ``state.safetensors``: what is remembered about each pair and about the run, as ``memory/name`` and ``value/name``,
   with the data's fingerprint;
+* ``average.safetensors`` and the like: the weights of other models that a resumed run needs, if it has any;
 * ``trainer.json``: where the run is, what it must match to be resumed, and the digest of each of the other files.
 
 It is written under another name, brought to the disk, and renamed. An evaluation comes after it and changes only the
@@ -23,8 +24,10 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,6 +46,9 @@ logger = logging.getLogger("troth")
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
 _FORMAT = 1
+
+#: A run that learns one model and keeps no other.
+NO_COMPANIONS: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class Checkpoints:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         state: State,
+        companions: Mapping[str, nn.Module] = NO_COMPANIONS,
         *,
         name: str | None = None,
     ) -> Path:
@@ -130,6 +137,7 @@ class Checkpoints:
             model: the model itself, not its distributed wrapper.
             optimizer: the AdamW over its trainable parameters.
             state: what is remembered about each pair.
+            companions: further models, by the names of their files.
             name: a folder name of its own, for a checkpoint that no resume should find.
         """
         path = self.folder / (name or f"step-{position.step:08d}")
@@ -139,7 +147,7 @@ class Checkpoints:
                 shutil.rmtree(leftover)
             partial = self.folder / f"{_PARTIAL}{path.name}"
             partial.mkdir()
-            _write_files(partial, position, model, optimizer, state)
+            _write_files(partial, position, model, optimizer, state, companions)
             _move_into_place(partial, path)
             self._prune(position.best_step)
         distributed.barrier()
@@ -212,13 +220,21 @@ class Checkpoints:
                 shutil.rmtree(self.path(step))
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: State) -> Position:
-    """Put the checkpoint at ``path`` into ``model``, ``optimizer`` (if given) and ``state``; return its position.
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    state: State,
+    companions: Mapping[str, nn.Module] = NO_COMPANIONS,
+) -> Position:
+    """Put a checkpoint into ``model``, ``optimizer`` (if given), ``state`` and ``companions``; return its position.
 
     Raises:
         UserError: if it belongs to another model or another data set.
     """
     load_model(path, model)
+    for name, companion in companions.items():
+        load_model(path, companion, name)
     if optimizer is not None:
         _load_optimizer(path, model, optimizer)
     remembered, fingerprint = _read_state(path)
@@ -226,14 +242,14 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     return read_position(path)
 
 
-def load_model(path: Path, model: nn.Module) -> None:
-    """Put the weights of the checkpoint at ``path`` into ``model``.
+def load_model(path: Path, model: nn.Module, name: str = "model") -> None:
+    """Put the weights of the checkpoint at ``path`` into ``model``: the trained ones, or a companion's by its name.
 
     Raises:
         UserError: if they are those of another model, or cannot be read.
     """
     try:
-        safetensors.torch.load_model(model, path / "model.safetensors")
+        safetensors.torch.load_model(model, path / f"{name}.safetensors")
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
@@ -245,7 +261,7 @@ def load_model(path: Path, model: nn.Module) -> None:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise UserError(
             f"the weights cannot be read: {' '.join(reason.split())[:300]}",
-            where=str(path / "model.safetensors"),
+            where=str(path / f"{name}.safetensors"),
             remedy="bring the file back from a copy, use another checkpoint, or train anew in another folder",
         ) from None
 
@@ -275,9 +291,16 @@ def find_damage(path: Path) -> str | None:
 
 
 def _write_files(
-    folder: Path, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
+    folder: Path,
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    companions: Mapping[str, nn.Module],
 ) -> None:
     safetensors.torch.save_model(model, str(folder / "model.safetensors"))
+    for name, companion in companions.items():
+        safetensors.torch.save_model(companion, str(folder / f"{name}.safetensors"))
     safetensors.torch.save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
     remembered = {name: values.contiguous() for name, values in state.state_dict().items()}
     metadata = {"fingerprint": state.fingerprint, "num_samples": str(state.num_samples)}

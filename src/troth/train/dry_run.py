@@ -78,7 +78,7 @@ def dry_run(
     state = State(stream.num_samples, stream.fingerprint)
     objective.prepare(state)
     make_step = config.step_maker(model, objective, state, seed)
-    total_steps = config.epochs * stream.steps_per_epoch
+    total_steps = stream.total_steps(config.epochs)
     device = next(model.parameters()).device
     model.train()
     batches = iter(stream.batches(0, min(2, total_steps)))

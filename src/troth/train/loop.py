@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import pydantic
 import torch
 from pydantic import Field
+from torch import nn
 
 from troth import distributed
 from troth.data.ledger import Ledger
@@ -170,8 +171,10 @@ class Trainer:
         self.ledger = ledger if ledger is not None else Ledger()
         self.progress = progress
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.keep_last)
-        self.total_steps = config.epochs * stream.steps_per_epoch
+        self.total_steps = stream.total_steps(config.epochs)
         self._objective = objective
+        #: Models beside the one that learns whose weights a resumed run needs, by name.
+        self._companions: dict[str, nn.Module] = {}
         self._make_step = config.step_maker(model, objective, self.state, seed)
         self._position = Position(
             0,
@@ -238,7 +241,7 @@ class Trainer:
         if path is not None:
             current = self._position
             check_can_resume(read_position(path), current, path)
-            saved = load(path, self.model, self._make_step.optimizer, self.state)
+            saved = load(path, self.model, self._make_step.optimizer, self.state, self._companions)
             self._position = saved.made_with(current)
         self._objective.prepare(self.state)
         if resume and (self.folder / LEDGER_NAME).exists():
@@ -272,7 +275,7 @@ class Trainer:
             if log is not None:
                 log.sync()
             self._write_ledger()
-            self.checkpoints.save(self._position, self.model, self._make_step.optimizer, self.state)
+            self.checkpoints.save(self._position, self.model, self._make_step.optimizer, self.state, self._companions)
         if self._evaluation_is_owed():
             self._run_evaluation(log)
 
@@ -345,7 +348,12 @@ class Trainer:
         number = self._position.step + 1
         rows = rows_of(loaded.batch, error.losses)
         folder = self.checkpoints.save(
-            self._position, self.model, self._make_step.optimizer, self.state, name=f"non-finite-step-{number:08d}"
+            self._position,
+            self.model,
+            self._make_step.optimizer,
+            self.state,
+            self._companions,
+            name=f"non-finite-step-{number:08d}",
         )
         path = folder / "batch.json"
         if log is not None:

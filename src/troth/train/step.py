@@ -21,7 +21,6 @@ from troth.train.captions import caption_groups
 from troth.train.optimizer import set_learning_rate, trainable_parameters
 from troth.train.parallel import replicate
 from troth.train.randomness import seed_step
-from troth.train.teacher import TaughtBatch
 from troth.types import Batch
 
 
@@ -166,15 +165,13 @@ class TrainStep:
         return _report(sums, norm, notes)
 
     def _teacher_image(self, loaded: LoadedBatch) -> Float[Tensor, "B F"] | None:
-        if isinstance(loaded, TaughtBatch):
-            return loaded.teacher_image
-        if self.objective.needs_teacher:
+        if loaded.teacher_image is None and self.objective.needs_teacher:
             raise UserError(
                 "the objective copies a teacher, and there is none",
                 where="teacher",
                 remedy="name one in the recipe, or train on a TaughtStream",
             )
-        return None
+        return loaded.teacher_image
 
 
 @torch.no_grad()

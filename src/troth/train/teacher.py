@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -263,17 +263,6 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, 
     return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
-@plain_dataclass(frozen=True, slots=True)
-class TaughtBatch(LoadedBatch):
-    """A batch with what a teacher makes of its images.
-
-    Attributes:
-        teacher_image: ``(B, F)`` the teacher's features of this rank's images.
-    """
-
-    teacher_image: Float[Tensor, "B F"]
-
-
 class TaughtStream:
     """A stream's batches, each with a teacher's features.
 
@@ -292,7 +281,11 @@ class TaughtStream:
         if teacher.identity:
             self.fingerprint = hashlib.sha256(f"{stream.fingerprint} {teacher.identity}".encode()).hexdigest()
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[TaughtBatch]:
+    def total_steps(self, epochs: int) -> int:
+        """How many steps a run of that many epochs has."""
+        return self.stream.total_steps(epochs)
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
         """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``."""
         for loaded in self.stream.batches(start_step, stop_step):
-            yield TaughtBatch(loaded.batch, loaded.skipped, loaded.mismatched, self.teacher(loaded.batch))
+            yield replace(loaded, teacher_image=self.teacher(loaded.batch))
