@@ -26,7 +26,7 @@ from troth.errors import UserError
 from troth.evaluate.tasks import ConceptTask, RetrievalTask, TaskConfig, ZeroShotTask
 from troth.geometry import GeometryConfig, Sphere
 from troth.objectives import InfoNCE, ObjectiveConfig
-from troth.train import TeacherConfig, TrainConfig
+from troth.train import EpisodesConfig, TeacherConfig, TrainConfig
 from troth.types import STRICT
 
 #: How a recipe says None, for which TOML has no word: ``scale.cap = "none"``.
@@ -89,6 +89,7 @@ class Recipe:
         scale: the multiplier of the similarities.
         objective: what is minimised.
         teacher: whose image features an objective copies; None, unless the objective needs one.
+        episodes: how training is cut into episodes whose clusters an objective learns from; None: it is not.
         train: epochs, batch, optimiser, learning rate, precision, checkpoints.
         evaluation: what is measured.
     """
@@ -101,6 +102,7 @@ class Recipe:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     objective: ObjectiveConfig = field(default_factory=InfoNCE)
     teacher: TeacherConfig | None = None
+    episodes: EpisodesConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

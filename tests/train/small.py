@@ -66,6 +66,7 @@ class SmallStream:
     """Features that share a hidden cause, in an order that is a pure function of the epoch."""
 
     fingerprint = "f" * 64
+    plan = None
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class SmallStream:
         order = torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(epoch))
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
         for step in range(start_step, stop_step):
             index = distributed.own_rows(self.indices(step))
             time.sleep(self.seconds)
@@ -152,7 +153,7 @@ class _BreakingOff(SmallStream):
 
     stop = 0
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
         yield from super().batches(start_step, self.stop)
         raise InterruptedError
 

@@ -2,6 +2,7 @@
 
 from troth.data.check import check_source
 from troth.data.embedded_source import EmbeddedSource
+from troth.data.episode_plan import EpisodePlan
 from troth.data.feature_stream import FeatureStream
 from troth.data.files import atomic_path, cache_folder
 from troth.data.folder import FolderSource
@@ -10,7 +11,7 @@ from troth.data.images import MAX_PIXELS, decode
 from troth.data.ledger import REASONS, Ledger, LedgerEntry, Reason, SampleError
 from troth.data.loader import BatchStream, ImageTextStream, LoadedBatch
 from troth.data.noise import BatchNoise, CaptionAssignment, Noise
-from troth.data.plan import Plan
+from troth.data.plan import BatchPlan, Plan
 from troth.data.source import IndexedSource, Source
 from troth.data.sources import SourceConfig
 from troth.data.table import TableSource
@@ -23,9 +24,11 @@ __all__ = [
     "MAX_PIXELS",
     "REASONS",
     "BatchNoise",
+    "BatchPlan",
     "BatchStream",
     "CaptionAssignment",
     "EmbeddedSource",
+    "EpisodePlan",
     "FeatureStream",
     "FolderSource",
     "HuggingFaceSource",

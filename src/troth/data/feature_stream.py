@@ -15,7 +15,7 @@ from torch import Tensor
 from troth.data.draws import Int64Array
 from troth.data.loader import LoadedBatch, checked_noise, stream_fingerprint
 from troth.data.noise import BatchNoise, CaptionAssignment
-from troth.data.plan import Plan, chosen_captions, rank_rows
+from troth.data.plan import BatchPlan, chosen_captions, rank_rows
 from troth.data.source import Source, captions_column
 from troth.errors import UserError
 from troth.types import Batch
@@ -45,7 +45,7 @@ class FeatureStream:
     def __init__(
         self,
         source: Source,
-        plan: Plan,
+        plan: BatchPlan,
         *,
         image_features: Float[Tensor, "N D"],
         captions: Sequence[str],
@@ -67,7 +67,7 @@ class FeatureStream:
                 remedy="plan with the number of valid samples",
             )
         self._noise = checked_noise(noise, source, plan)
-        self._plan = plan
+        self.plan = plan
         self._rows = rank_rows(plan.batch_size, rank, world_size)
         self._image_features = image_features
         self._text_features = text_features
@@ -79,15 +79,15 @@ class FeatureStream:
 
     def total_steps(self, epochs: int) -> int:
         """How many steps a run of that many epochs has."""
-        return self._plan.total_steps(epochs)
+        return self.plan.total_steps(epochs)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
-        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``."""
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``, as :class:`BatchStream`."""
         for step in range(start_step, stop_step):
-            planned = self._ids[self._plan.indices(step)]
+            planned = self._ids[self.plan.indices(step)]
             caption_of, mismatched = self._noise.draw(planned, step)
             index, owner = planned[self._rows], caption_of[self._rows]
-            choice = chosen_captions(self._plan.seed, self._plan.epoch(step), index, self._counts[owner])
+            choice = chosen_captions(self.plan.seed, self.plan.epoch(step), index, self._counts[owner], view)
             text = torch.from_numpy(self._caption_rows[self._starts[owner] + choice])
             ids = torch.from_numpy(index)
             batch = Batch(ids, self._image_features[ids].float(), self._text_features[text].float())

@@ -6,6 +6,7 @@ is made, never what is in it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import warnings
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from troth.data.draws import Int64Array, hash64
 from troth.data.ledger import Ledger, LedgerEntry, SampleError
 from troth.data.noise import BatchNoise, CaptionAssignment
-from troth.data.plan import Plan, chosen_captions, rank_rows
+from troth.data.plan import BatchPlan, chosen_captions, of_view, rank_rows
 from troth.data.source import Source
 from troth.errors import UserError
 from troth.types import Batch
@@ -61,18 +62,26 @@ class BatchStream(Protocol):
         fingerprint: of the data and the noise, static or drawn per batch; memory keyed by sample id belongs to it.
         steps_per_epoch: whole global batches in an epoch.
         batch_size: of the global batch.
+        plan: which samples come at which step.
     """
 
     num_samples: int
     fingerprint: str
     steps_per_epoch: int
     batch_size: int
+    plan: BatchPlan
 
     def total_steps(self, epochs: int) -> int:
         """How many steps a run of that many epochs has."""
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
-        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``."""
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``.
+
+        Args:
+            start_step: the first.
+            stop_step: one after the last.
+            view: which of a sample's independent draws of augmentation and caption; training has 0.
+        """
 
 
 class ImageTextStream:
@@ -103,7 +112,7 @@ class ImageTextStream:
     def __init__(
         self,
         source: Source,
-        plan: Plan,
+        plan: BatchPlan,
         *,
         image_transform: ImageTransformLike,
         tokenize: Tokenize,
@@ -122,17 +131,17 @@ class ImageTextStream:
         self.batch_size = plan.batch_size
         self.ledger = Ledger(source.ledger)
         rows = rank_rows(plan.batch_size, rank, world_size)
-        self._plan = plan
+        self.plan = plan
         self._steps = _Steps(source, plan, image_transform, tokenize, noise, reserve, rows)
         self._num_workers = num_workers
         self._prefetch = prefetch
 
     def total_steps(self, epochs: int) -> int:
         """How many steps a run of that many epochs has."""
-        return self._plan.total_steps(epochs)
+        return self.plan.total_steps(epochs)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
-        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``.
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``, as :class:`BatchStream`.
 
         Raises:
             UserError: no readable sample could be found to stand in for an unreadable one.
@@ -143,7 +152,7 @@ class ImageTextStream:
             warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
             loader = iter(
                 DataLoader(
-                    self._steps,
+                    self._steps.of_view(view),
                     batch_size=None,
                     sampler=range(start_step, stop_step),
                     num_workers=self._num_workers,
@@ -165,7 +174,7 @@ class _Steps(Dataset[LoadedBatch | UserError]):
     def __init__(
         self,
         source: Source,
-        plan: Plan,
+        plan: BatchPlan,
         image_transform: ImageTransformLike,
         tokenize: Tokenize,
         noise: CaptionAssignment | BatchNoise,
@@ -179,6 +188,12 @@ class _Steps(Dataset[LoadedBatch | UserError]):
         self.noise = noise
         self.reserve = reserve
         self.rows = rows
+        self.view = 0
+
+    def of_view(self, view: int) -> _Steps:
+        other = copy.copy(self)
+        other.view = view
+        return other
 
     def __getitem__(self, step: int) -> LoadedBatch | UserError:
         planned = self.plan.indices(step)
@@ -208,7 +223,7 @@ class _Steps(Dataset[LoadedBatch | UserError]):
         for attempt in range(1, min(self.plan.attempts(), _MOST_ATTEMPTS) + 1):
             try:
                 data = self.source.read_image(sample)
-                _seed_generators(self.plan.seed, self.plan.epoch(step), sample)
+                _seed_generators(self.plan.seed, self.plan.epoch(step), sample, self.view)
                 return sample, self.image_transform(data)
             except SampleError as error:
                 skipped.append(error.entry(self.source.key(sample)))
@@ -222,7 +237,7 @@ class _Steps(Dataset[LoadedBatch | UserError]):
     def _texts(self, epoch: int, index: Int64Array, caption_of: Int64Array) -> list[str]:
         available = [self._captions(int(caption)) for caption in caption_of]
         counts = np.array([len(captions) for captions in available], dtype=np.int64)
-        chosen = chosen_captions(self.plan.seed, epoch, index, counts)
+        chosen = chosen_captions(self.plan.seed, epoch, index, counts, self.view)
         return [captions[choice] for captions, choice in zip(available, chosen, strict=True)]
 
     def _captions(self, caption: int) -> tuple[str, ...]:
@@ -244,9 +259,9 @@ def _generators_restored() -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _seed_generators(seed: int, epoch: int, sample: int) -> None:
+def _seed_generators(seed: int, epoch: int, sample: int, view: int) -> None:
     """Seed the generators that anyone's augmentations may draw from."""
-    bits = int(hash64(seed, "augment", epoch, np.array([sample], dtype=np.int64))[0])
+    bits = int(hash64(seed, of_view("augment", view), epoch, np.array([sample], dtype=np.int64))[0])
     # Not torch.manual_seed: that also queues work for every kind of accelerator, for each sample.
     torch.default_generator.manual_seed(bits)
     np.random.seed(bits & 0xFFFFFFFF)  # noqa: NPY002
@@ -254,7 +269,7 @@ def _seed_generators(seed: int, epoch: int, sample: int) -> None:
 
 
 def checked_noise(
-    noise: CaptionAssignment | BatchNoise | None, source: Source, plan: Plan
+    noise: CaptionAssignment | BatchNoise | None, source: Source, plan: BatchPlan
 ) -> CaptionAssignment | BatchNoise:
     """The noise a stream uses, once it is known to fit the data and the batch; raises UserError if it does not."""
     if noise is None:

@@ -4,12 +4,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from troth.data.draws import Int64Array, generator, hash64
 from troth.errors import UserError
+
+
+class BatchPlan(Protocol):
+    """Which samples make up the global batch of a step, whatever the order is called.
+
+    Attributes:
+        num_samples: how many samples take part.
+        batch_size: of the GLOBAL batch, over all ranks.
+        seed: the run's seed.
+        steps_per_epoch: whole global batches in a pass over the data.
+    """
+
+    @property
+    def num_samples(self) -> int: ...  # noqa: D102
+
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+    @property
+    def steps_per_epoch(self) -> int: ...  # noqa: D102
+
+    def total_steps(self, epochs: int) -> int:
+        """Steps of a run of that many epochs."""
+
+    def epoch(self, step: int) -> int:
+        """What keys the draws of ``step`` beside the seed and the sample: no number comes twice for one pass."""
+
+    def indices(self, step: int) -> Int64Array:
+        """``(batch_size,)`` the samples of the global batch of ``step``."""
+
+    def replacement(self, step: int, row: int, attempt: int) -> int:
+        """The sample that stands in for row ``row`` at the ``attempt``-th trial, from 1."""
+
+    def attempts(self) -> int:
+        """How many attempts are worth making."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +134,12 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any
     return ids
 
 
-def chosen_captions(seed: int, epoch: int, ids: Int64Array, counts: Int64Array) -> Int64Array:
+def of_view(purpose: str, view: int) -> str:
+    """The purpose of a draw for another view of the samples: view 0 is training's own."""
+    return purpose if view == 0 else f"{purpose} of view {view}"
+
+
+def chosen_captions(seed: int, epoch: int, ids: Int64Array, counts: Int64Array, view: int = 0) -> Int64Array:
     """Which of several captions each sample is trained with in an epoch.
 
     Args:
@@ -104,11 +147,12 @@ def chosen_captions(seed: int, epoch: int, ids: Int64Array, counts: Int64Array) 
         epoch: which epoch.
         ids: ``(B,)`` sample ids.
         counts: ``(B,)`` how many captions there are to choose from.
+        view: which of the independent draws of that epoch.
 
     Returns:
         ``(B,)`` int64 in ``[0, counts)``, uniform, a pure function of (seed, epoch, id) and the count.
     """
-    return (hash64(seed, "caption", epoch, ids) % counts.astype(np.uint64)).astype(np.int64)
+    return (hash64(seed, of_view("caption", view), epoch, ids) % counts.astype(np.uint64)).astype(np.int64)
 
 
 def rank_rows(batch_size: int, rank: int, world_size: int) -> slice:

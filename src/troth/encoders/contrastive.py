@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from troth.encoders.base import DualEncoder
+from troth.encoders.prototype_heads import PrototypeHeads
 from troth.errors import UserError
 from troth.geometry import Geometry
 from troth.types import STRICT
@@ -144,12 +145,18 @@ class Features(NamedTuple):
         text: ``(B, D)`` text points of the geometry, at least float32.
         scale: ``()`` the multiplier of the similarities.
         bias: ``()`` the bias added to the logits, or None.
+        image_projection: ``(B, Dp)`` unit projections in whose space prototypes live, or None without prototype heads.
+        text_projection: the same of the captions.
+        prototype_scale: ``()`` multiplier of the projections' products with prototypes, or None.
     """
 
     image: Float[Tensor, "B D"]
     text: Float[Tensor, "B D"]
     scale: Float[Tensor, ""]
-    bias: Float[Tensor, ""] | None
+    bias: Float[Tensor, ""] | None = None
+    image_projection: Float[Tensor, "B Dp"] | None = None
+    text_projection: Float[Tensor, "B Dp"] | None = None
+    prototype_scale: Float[Tensor, ""] | None = None
 
 
 class ContrastiveModel(nn.Module):
@@ -166,10 +173,12 @@ class ContrastiveModel(nn.Module):
         geometry: where the embeddings live.
         scale_config: start, cap and learnability of the scale, and the start of the bias.
         with_bias: whether the logits have a learnable bias, as sigmoid losses need.
+        prototype_heads: projections of the towers' features in whose space prototypes live, or None.
 
     Attributes:
         log_scale: ``()`` the logarithm of the multiplier; a parameter, or a buffer if not learnable.
         bias: ``()`` the logit bias, or None.
+        prototype_heads: as above.
         scale_cap: the largest value the learned multiplier may take, or None.
 
     Raises:
@@ -186,6 +195,7 @@ class ContrastiveModel(nn.Module):
         scale_config: ScaleConfig | None = None,
         *,
         with_bias: bool = False,
+        prototype_heads: PrototypeHeads | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -203,6 +213,7 @@ class ContrastiveModel(nn.Module):
         else:
             self.register_buffer("log_scale", log_scale)
         self.bias = nn.Parameter(torch.tensor(self._initial_bias())) if with_bias else None
+        self.prototype_heads = prototype_heads
 
     def _initial_bias(self) -> float:
         if self.scale_config.bias_init is not None:
@@ -220,6 +231,8 @@ class ContrastiveModel(nn.Module):
         """Keep a learnable scale within ``[1, cap]``; call it after each optimiser step."""
         if self.scale_config.learnable:
             self.log_scale.clamp_(min=0.0, max=None if self.scale_cap is None else math.log(self.scale_cap))
+        if self.prototype_heads is not None:
+            self.prototype_heads.clamp_scale()
 
     def _project(self, features: Tensor) -> Float[Tensor, "B D"]:
         # Under autocast the towers may answer in bfloat16; norms and inner products of points must not.
@@ -237,5 +250,12 @@ class ContrastiveModel(nn.Module):
         return self._project(self.encoder.encode_text(text))
 
     def forward(self, image: Tensor, text: Tensor) -> Features:
-        """Return the points of both modalities with the scale and the bias."""
-        return Features(self.embed_image(image), self.embed_text(text), self.scale, self.bias)
+        """Return the points of both modalities with the scale and the bias, and their projections if there are any."""
+        raw_image, raw_text = self.encoder.encode_image(image), self.encoder.encode_text(text)
+        features = Features(self._project(raw_image), self._project(raw_text), self.scale, self.bias)
+        if self.prototype_heads is None:
+            return features
+        image_projection, text_projection, scale = self.prototype_heads(raw_image, raw_text)
+        return features._replace(
+            image_projection=image_projection, text_projection=text_projection, prototype_scale=scale
+        )

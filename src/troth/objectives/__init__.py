@@ -19,6 +19,7 @@ from troth.objectives.infonce import InfoNCE
 from troth.objectives.mimic import Mimic
 from troth.objectives.mmcl import MMCL
 from troth.objectives.noise_mixture import NoiseMixture
+from troth.objectives.prototypes import ExternalPrototypes, Prototypes
 from troth.objectives.self_distillation import SelfDistillation
 from troth.objectives.sigmoid import Sigmoid
 from troth.objectives.soft_targets import SoftTargets
@@ -31,6 +32,7 @@ __all__ = [
     "CleanPosterior",
     "CyCLIP",
     "DeCL",
+    "ExternalPrototypes",
     "GammaWeights",
     "GeneralizedCE",
     "GivenWeights",
@@ -40,6 +42,7 @@ __all__ = [
     "NoiseMixture",
     "Objective",
     "ObjectiveConfig",
+    "Prototypes",
     "Reweighted",
     "SelfDistillation",
     "Sigmoid",

@@ -53,6 +53,16 @@ class Objective(ABC):
         """Whether the pairs must carry a teacher's image features."""
         return False
 
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether the run needs episodes, whose clusters the pairs must carry."""
+        return False
+
+    @property
+    def needs_external(self) -> bool:
+        """Whether the episodes need an external teacher."""
+        return False
+
     def prepare(self, state: State) -> None:
         """Declare what is remembered about each pair: nothing. Called once before training and after a resume."""
         return

@@ -27,6 +27,7 @@ from troth.objectives.infonce import InfoNCE
 from troth.objectives.mimic import Mimic
 from troth.objectives.mmcl import MMCL
 from troth.objectives.noise_mixture import NoiseMixture
+from troth.objectives.prototypes import ExternalPrototypes, Prototypes
 from troth.objectives.self_distillation import SelfDistillation
 from troth.objectives.sigmoid import Sigmoid
 from troth.objectives.soft_targets import SoftTargets
@@ -81,6 +82,16 @@ class Sum(Objective):
     def needs_teacher(self) -> bool:
         """Whether any term needs a teacher's image features."""
         return any(objective.needs_teacher for _, objective in self.terms)
+
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether any term needs the clusters of episodes."""
+        return any(objective.needs_prototypes for _, objective in self.terms)
+
+    @property
+    def needs_external(self) -> bool:
+        """Whether any term needs the clusters of an external teacher."""
+        return any(objective.needs_external for _, objective in self.terms)
 
     def prepare(self, state: State) -> None:
         """Prepare each term in a scope of its own."""
@@ -149,6 +160,16 @@ class Reweighted(Objective):
         """Whether the objective needs a teacher's image features."""
         return self.objective.needs_teacher
 
+    @property
+    def needs_prototypes(self) -> bool:
+        """Whether the objective needs the clusters of episodes."""
+        return self.objective.needs_prototypes
+
+    @property
+    def needs_external(self) -> bool:
+        """Whether the objective needs the clusters of an external teacher."""
+        return self.objective.needs_external
+
     def prepare(self, state: State) -> None:
         """Prepare objective and weight, each in the scope of its name."""
         self.objective.prepare(state.scope("objective"))
@@ -179,6 +200,8 @@ ObjectiveConfig = Annotated[
     | Affinity
     | Mimic
     | CyCLIP
+    | Prototypes
+    | ExternalPrototypes
     | Sum
     | Reweighted,
     Field(discriminator="kind"),

@@ -16,6 +16,7 @@ from troth.data import (
     BatchStream,
     CaptionAssignment,
     EmbeddedSource,
+    EpisodePlan,
     FeatureStream,
     FolderSource,
     ImageTextStream,
@@ -36,7 +37,7 @@ from troth.geometry import FILIP
 from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
 from troth.state import State
-from troth.train import TaughtRun, TaughtStream, Teacher
+from troth.train import Episodes, TaughtRun, TaughtStream, Teacher
 from troth.train.hardware import resolve_device
 
 _TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -64,6 +65,20 @@ class Built:
     model: ContrastiveModel
     frozen: FrozenEncoders | None
     on_progress: Progress | None = None
+
+    def episodes(self, stream: BatchStream) -> Episodes | None:
+        """Return what makes the prototypes of each episode of ``stream``; None if the recipe has no episodes."""
+        config = self.recipe.episodes
+        if config is None:
+            return None
+        assert isinstance(stream.plan, EpisodePlan)
+        return Episodes(config, stream.plan)
+
+    def _plan(self, num_samples: int) -> Plan | EpisodePlan:
+        size, seed = self.recipe.train.batch_size, self.recipe.seed
+        if self.recipe.episodes is None:
+            return Plan(num_samples, size, seed)
+        return self.recipe.episodes.plan(num_samples, size, seed)
 
     def stream(self, ledger: Ledger | None = None) -> BatchStream:
         """Return this rank's batches, with the teacher's features if the recipe names one.
@@ -100,13 +115,12 @@ class Built:
 
     def _stream(self, ledger: Ledger | None) -> BatchStream:
         ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        size, seed = self.recipe.train.batch_size, self.recipe.seed
         if self.frozen is None:
             encoder = self.model.encoder
             assert isinstance(encoder, OpenClipEncoder)
             return ImageTextStream(
                 self.source,
-                Plan(len(self.source), size, seed),
+                self._plan(len(self.source)),
                 image_transform=picture_transform(encoder, train=True),
                 tokenize=encoder.tokenize,
                 noise=self.noise,
@@ -120,7 +134,7 @@ class Built:
             ledger.extend(features.ledger)
         return FeatureStream(
             self.source,
-            Plan(int(features.valid.sum()), size, seed),
+            self._plan(int(features.valid.sum())),
             image_features=features.image_features,
             captions=features.captions,
             text_features=features.text_features,
@@ -183,6 +197,7 @@ def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: 
         noise = recipe.data.noise.bind(source, recipe.seed, reserve)
     model = build_model(recipe)
     _check_teacher(recipe, model)
+    _check_episodes(recipe)
     return Built(recipe, source, noise, reserve, model, frozen or _frozen(recipe, on_progress), on_progress)
 
 
@@ -203,6 +218,16 @@ def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
         )
 
 
+def _check_episodes(recipe: Recipe) -> None:
+    """Raise a UserError where the objective learns from clusters that no episode makes."""
+    if recipe.episodes is None and recipe.objective.needs_prototypes:
+        raise UserError(
+            "the objective learns from the clusters of episodes, and the recipe has none",
+            where="episodes",
+            remedy="add an [episodes] section with a size",
+        )
+
+
 def build_model(recipe: Recipe) -> ContrastiveModel:
     """Build the model alone, freshly initialised."""
     with at("model"):
@@ -217,7 +242,15 @@ def build_model(recipe: Recipe) -> ContrastiveModel:
                 remedy=f"a smaller sub_dim that divides {encoder.embed_dim}",
             )
     _check_weights(recipe)
-    return ContrastiveModel(encoder, recipe.geometry, recipe.scale, with_bias=recipe.objective.needs_bias)
+    return ContrastiveModel(
+        encoder,
+        recipe.geometry,
+        recipe.scale,
+        with_bias=recipe.objective.needs_bias,
+        prototype_heads=None
+        if recipe.episodes is None
+        else recipe.episodes.projection.build(encoder.embed_dim, recipe.seed),
+    )
 
 
 def _check_weights(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ Ways through the matrix:
   ``Reduction``: ``LogPartition``, ``TargetCrossEntropy`` and ``BinaryCrossEntropy``, ``SoftCrossEntropy``,
   ``MarginSum``;
 * :mod:`~troth.similarity.gram` compares the affinities *within* each modality;
+* :mod:`~troth.similarity.prototypes` scores samples over the centroids of a clustering, some rows at a time;
 * :meth:`Pairs.row_losses` hands *complete rows* to any function of the objective's and recomputes them in the
   backward pass.
 """
@@ -28,12 +29,15 @@ from troth.similarity.logsumexp import LogWeights
 from troth.similarity.matches import DenseMatches, GroupMatches, ListedMatches, Matches
 from troth.similarity.pairs import Pairs, TwoWay
 from troth.similarity.pairwise import MarginFunction
+from troth.similarity.prototypes import Clustered, ClusterTargets, PrototypePairs, prototype_cross_entropy
 from troth.similarity.ranking import best_rank, topk
 from troth.similarity.targets import KnownMatches
 
 __all__ = [
     "TILE",
     "Block",
+    "ClusterTargets",
+    "Clustered",
     "DenseMatches",
     "GroupMatches",
     "KnownMatches",
@@ -42,7 +46,9 @@ __all__ = [
     "MarginFunction",
     "Matches",
     "Pairs",
+    "PrototypePairs",
     "TwoWay",
     "best_rank",
+    "prototype_cross_entropy",
     "topk",
 ]

@@ -26,6 +26,7 @@ from troth.similarity.gram import (
 from troth.similarity.logsumexp import LogPartition, LogWeights
 from troth.similarity.matches import Matches
 from troth.similarity.pairwise import MarginFunction, MarginSum
+from troth.similarity.prototypes import PrototypePairs
 from troth.similarity.soft import Affinities, Evidence, OwnLogits, SoftCrossEntropy, SwappedLogits
 from troth.similarity.targets import BinaryCrossEntropy, KnownMatches, TargetCrossEntropy
 from troth.types import Side
@@ -57,6 +58,7 @@ class Pairs:
         matches: which captions are known to fit which images beyond the given pairs, or None.
         weight: ``(B,)`` how much each pair's loss counts, given with the data, or None.
         teacher_image: ``(B, Dt)`` a frozen teacher's image features, or None.
+        prototypes: projected embeddings with the clusters they belong to, or None where the run has no episodes.
         tile: rows and columns of a tile.
     """
 
@@ -69,6 +71,7 @@ class Pairs:
     matches: Matches | None = None
     weight: Float[Tensor, " B"] | None = None
     teacher_image: Float[Tensor, "B Dt"] | None = None
+    prototypes: PrototypePairs | None = None
     tile: tuple[int, int] = TILE
 
     _EXACT: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from troth.train.checkpoint import Checkpoints, Position, load, load_model, read_position
 from troth.train.dry_run import DryRunReport, PartSize, dry_run
+from troth.train.episodes import Episodes, EpisodesConfig
 from troth.train.loop import LEDGER_NAME, Evaluate, TrainConfig, Trainer, TrainResult
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.runlog import LOG_NAME, RunLog, read_log
@@ -24,6 +25,8 @@ __all__ = [
     "CachedTeacher",
     "Checkpoints",
     "DryRunReport",
+    "Episodes",
+    "EpisodesConfig",
     "Evaluate",
     "InputTeacher",
     "OnlineTeacher",

@@ -32,6 +32,10 @@ from troth.types import Batch
 LossFunction = Callable[[Features], Float[Tensor, " B"]]
 
 
+#: The features that have one row a sample; the others belong to the whole batch.
+_OF_ROWS = ("image", "text", "image_projection", "text_projection")
+
+
 def backward(
     model: nn.Module,
     batch: Batch,
@@ -101,18 +105,18 @@ def _cache_features(
     for part in parts:
         states.append(TorchRandom(part.image.device))
         cached.append(_forward(unwrapped(model), part, precision))
-    whole = cached[-1]._replace(
-        image=torch.cat([features.image for features in cached]),
-        text=torch.cat([features.text for features in cached]),
-    )
-    return whole, states
+    rows = {
+        name: torch.cat([getattr(features, name) for features in cached])
+        for name in _OF_ROWS
+        if getattr(cached[-1], name) is not None
+    }
+    return cached[-1]._replace(**rows), states
 
 
 def _leaves(features: Features) -> Features:
     """Cut ``features`` off from the towers, so that the loss's graph is gone before the towers' is walked."""
-    image, text, scale = (part.detach().requires_grad_() for part in features[:3])
-    bias = None if features.bias is None else features.bias.detach().requires_grad_()
-    return Features(image, text, scale, bias)
+    given = {name: part for name, part in features._asdict().items() if part is not None}
+    return features._replace(**{name: part.detach().requires_grad_() for name, part in given.items()})
 
 
 def _loss_gradients(leaves: Features, loss: LossFunction) -> Tensor:
@@ -124,11 +128,14 @@ def _loss_gradients(leaves: Features, loss: LossFunction) -> Tensor:
 def _push(features: Features, leaves: Features, *, rows: slice | None = None, with_scale: bool = True) -> None:
     """Back-propagate the gradients that ``leaves`` hold into the towers that made ``features``."""
     rows = slice(None) if rows is None else rows
-    outputs = [(features.image, _gradient(leaves.image)[rows]), (features.text, _gradient(leaves.text)[rows])]
-    if with_scale:
-        outputs.append((features.scale, _gradient(leaves.scale)))
-        if features.bias is not None and leaves.bias is not None:
-            outputs.append((features.bias, _gradient(leaves.bias)))
+    outputs: list[tuple[Tensor, Tensor]] = []
+    for name, output, leaf in zip(Features._fields, features, leaves, strict=True):
+        if output is None or leaf is None:
+            continue
+        if name in _OF_ROWS:
+            outputs.append((output, _gradient(leaf)[rows]))
+        elif with_scale:
+            outputs.append((output, _gradient(leaf)))
     # A frozen tower or a fixed scale has no graph to walk.
     learned = [(output, gradient) for output, gradient in outputs if output.requires_grad]
     torch.autograd.backward([output for output, _ in learned], [gradient for _, gradient in learned])

@@ -73,6 +73,7 @@ class Position:
         precision: what the towers computed in, None where it was not written down.
         objective: what is minimised, with its settings; what is remembered about the pairs is its own.
         geometry: where the embeddings live.
+        episodes: how training is cut into episodes, and whose clusters it learns from; None if it is not.
         versions: of Python and the libraries whose change may change the last bits.
     """
 
@@ -92,6 +93,7 @@ class Position:
     precision: str | None = None
     objective: str | None = None
     geometry: str | None = None
+    episodes: str | None = None
     versions: dict[str, str] = field(
         default_factory=lambda: {
             "python": platform.python_version(),

@@ -23,6 +23,7 @@ from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.base import Objective
 from troth.state import Clock, State
 from troth.train.checkpoint import Checkpoints, Position, load, read_position
+from troth.train.episodes import Episodes
 from troth.train.hardware import Precision, describe_device, describe_precision, resolve_device, resolve_precision
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.progress import Meter, ProgressBar
@@ -76,7 +77,14 @@ class TrainConfig:
     keep_last: Annotated[int, Field(gt=0)] = 2
     tensorboard: bool = True
 
-    def step_maker(self, model: ContrastiveModel, objective: Objective, state: State, seed: int) -> TrainStep:
+    def step_maker(
+        self,
+        model: ContrastiveModel,
+        objective: Objective,
+        state: State,
+        seed: int,
+        episodes: Episodes | None = None,
+    ) -> TrainStep:
         """Move ``model`` to its device and return what trains it, with a new optimiser."""
         device = resolve_device(self.device)
         model.to(device)
@@ -92,6 +100,7 @@ class TrainConfig:
             micro_batch_size=self.micro_batch_size,
             precision=resolve_precision(self.precision, device),
             channels_last=self.channels_last,
+            episodes=episodes,
         )
 
 
@@ -134,6 +143,7 @@ class Trainer:
         evaluate: scores the model. Called on rank 0 only, so it must not talk to the other ranks. The checkpoint is
             written first: an error here costs no step, and resuming evaluates again.
         best_metric: the name of the evaluation's metric (larger is better) whose best checkpoint is kept.
+        episodes: trains in episodes and learns from their clusters, if given; ``stream`` follows the same plan.
         ledger: samples that could not be used, those of the indexing included; grows as batches skip more.
         progress: show a progress bar if there is a terminal.
     """
@@ -150,6 +160,7 @@ class Trainer:
         state: State | None = None,
         evaluate: Evaluate | None = None,
         best_metric: str | None = None,
+        episodes: Episodes | None = None,
         ledger: Ledger | None = None,
         progress: bool = True,
     ) -> None:
@@ -173,9 +184,10 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.keep_last)
         self.total_steps = stream.total_steps(config.epochs)
         self._objective = objective
+        self._episodes = episodes
         #: Models beside the one that learns whose weights a resumed run needs, by name.
         self._companions: dict[str, nn.Module] = {}
-        self._make_step = config.step_maker(model, objective, self.state, seed)
+        self._make_step = config.step_maker(model, objective, self.state, seed, episodes)
         self._position = Position(
             0,
             0,
@@ -187,6 +199,7 @@ class Trainer:
             precision=describe_precision(self._make_step.precision),
             objective=repr(objective),
             geometry=repr(model.geometry),
+            episodes=None if episodes is None else episodes.identity,
         )
 
     def run(self, *, resume: bool = False) -> TrainResult:
@@ -237,6 +250,8 @@ class Trainer:
                 where=str(self.folder),
                 remedy="resume it, or choose another folder",
             )
+        if self._episodes is not None:
+            self._episodes.declare(self.state)
         path = self.checkpoints.latest() if resume else None
         if path is not None:
             current = self._position
@@ -252,6 +267,7 @@ class Trainer:
     def _train(self, start: int, log: RunLog | None, bar: ProgressBar) -> None:
         meter = Meter()
         for step, loaded in enumerate(self.stream.batches(start, self.total_steps), start=start):
+            self._begin_episode(step, meter)
             learning_rate = self._learning_rate(step)
             self.state.clock = Clock(self.seed, step, self.stream.steps_per_epoch, self.total_steps)
             try:
@@ -265,8 +281,23 @@ class Trainer:
             if done == 1 or done == self.total_steps or done % self.config.log_every == 0:
                 self._log_step(report, learning_rate, meter.read(), log, bar)
             bar.update(done, epoch=self._epoch(done))
+            self._end_episode(done, log)
             with meter:
                 self._after_step(done, log)
+
+    def _begin_episode(self, step: int, meter: Meter) -> None:
+        """Make the prototypes of the episode that ``step`` begins, if it begins one."""
+        if self._episodes is None:
+            return
+        with meter:
+            skipped = self._episodes.begin(step, self.stream, self.model, self.state, self._make_step.precision)
+        self.ledger.extend(skipped)
+
+    def _end_episode(self, done: int, log: RunLog | None) -> None:
+        """Log how long each phase took of the episode that ``done`` steps complete, if they complete one."""
+        report = None if self._episodes is None else self._episodes.end(done)
+        if report is not None and log is not None:
+            log.write("episode", done, **asdict(report))
 
     def _after_step(self, done: int, log: RunLog | None) -> None:
         """Save and evaluate where it is time to, in this order: no error of the evaluation can lose the steps."""

@@ -19,6 +19,7 @@ _SAME = {
     "seed": ("seed", "the seed"),
     "objective": ("objective", "the objective"),
     "geometry": ("geometry", "the geometry"),
+    "episodes": ("episodes", "the episodes (or their external teacher)"),
 }
 
 

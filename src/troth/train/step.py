@@ -18,6 +18,7 @@ from troth.similarity import GroupMatches, Pairs
 from troth.state import State
 from troth.train import accumulate
 from troth.train.captions import caption_groups
+from troth.train.episodes import Episodes
 from troth.train.optimizer import set_learning_rate, trainable_parameters
 from troth.train.parallel import replicate
 from troth.train.randomness import seed_step
@@ -85,6 +86,7 @@ class TrainStep:
         micro_batch_size: rows the towers take at once on each rank, or None for all.
         precision: what the towers are autocast to, or None.
         channels_last: whether pictures go to the towers in channels-last layout.
+        episodes: the clusters that the pairs carry, or None.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class TrainStep:
         micro_batch_size: int | None = None,
         precision: torch.dtype | None = None,
         channels_last: bool = False,
+        episodes: Episodes | None = None,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -109,6 +112,7 @@ class TrainStep:
         self.micro_batch_size = micro_batch_size
         self.precision = precision
         self.channels_last = channels_last
+        self.episodes = episodes
         self._parameters = [parameter for _, parameter in trainable_parameters(model)]
         self._replica: nn.Module | None = None
 
@@ -141,6 +145,7 @@ class TrainStep:
                 geometry=self.model.geometry,
                 matches=matches,
                 teacher_image=None if teacher_image is None else teacher_image.to(features.image),
+                prototypes=None if self.episodes is None else self.episodes.pairs(step, features, self.state),
             )
             losses = self.objective(pairs, self.state)
             notes.update(self.state.take_notes())

@@ -277,6 +277,7 @@ class TaughtStream:
         self.num_samples = stream.num_samples
         self.steps_per_epoch = stream.steps_per_epoch
         self.batch_size = stream.batch_size
+        self.plan = stream.plan
         self.fingerprint = stream.fingerprint
         if teacher.identity:
             self.fingerprint = hashlib.sha256(f"{stream.fingerprint} {teacher.identity}".encode()).hexdigest()
@@ -285,7 +286,7 @@ class TaughtStream:
         """How many steps a run of that many epochs has."""
         return self.stream.total_steps(epochs)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
-        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``."""
-        for loaded in self.stream.batches(start_step, stop_step):
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``, as :class:`BatchStream`."""
+        for loaded in self.stream.batches(start_step, stop_step, view=view):
             yield replace(loaded, teacher_image=self.teacher(loaded.batch))
