@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from troth.encoders.names import closest, existing_file
+from troth.encoders.patches import PatchEmbedding
 from troth.encoders.towers import (
     VOCABULARY,
     OpenClipEncoder,
@@ -185,4 +186,5 @@ class Small:
         }
         with seeded(seed):
             clip = assemble(model_cfg)
+            clip.visual.conv1 = PatchEmbedding(clip.visual.conv1)
         return OpenClipEncoder(clip, model_cfg, simple_tokenizer(self.context_length), pretrained=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from troth import distributed
 from troth.errors import UserError
@@ -63,8 +65,17 @@ def describe_precision(dtype: torch.dtype | None) -> str:
     return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
-    """Return a fresh context in which the towers run; the similarities and the loss stay outside it."""
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Give a fresh context in which the towers run; the similarities and the loss stay outside it.
+
+    On a CPU attention in bfloat16 takes torch's plain products: the backward pass of its fused kernel makes no use of
+    the matrix units, and took half of a small tower's whole step.
+    """
     if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+        yield
+        return
+    plain = device.type == "cpu" and dtype == torch.bfloat16
+    attention = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+    with torch.autocast(device.type, dtype=dtype), attention:
+        yield
