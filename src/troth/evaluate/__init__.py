@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from troth.evaluate.affinity import affinity_consistency
 from troth.evaluate.averages import class_embedding, mean_point
+from troth.evaluate.clustering import clustering_quality
 from troth.evaluate.concept import concept_test
 from troth.evaluate.labels import ConceptLabels, check_class_names, concept_labels
 from troth.evaluate.probes import knn, linear_probe
@@ -23,6 +24,7 @@ __all__ = [
     "affinity_consistency",
     "check_class_names",
     "class_embedding",
+    "clustering_quality",
     "compare",
     "concept_labels",
     "concept_test",

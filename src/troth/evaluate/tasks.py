@@ -14,18 +14,18 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from troth.data import EmbeddedSource, Source, SourceConfig
+from troth.data import EmbeddedSource, SourceConfig
 from troth.embed import Embedder
-from troth.errors import UserError
 from troth.evaluate.averages import class_embedding
 from troth.evaluate.concept import concept_test
+from troth.evaluate.label_tasks import ClusteringTask, KNNTask, LinearProbeTask
 from troth.evaluate.labels import ConceptLabels, concept_labels
 from troth.evaluate.result import TaskResult
 from troth.evaluate.retrieval import retrieval
+from troth.evaluate.task_data import Name, opened, required_class_name
 from troth.evaluate.zero_shot import zero_shot
 from troth.types import STRICT
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Cutoffs = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
 Template = Annotated[str, Field(pattern=r"\{\}")]
 Templates = Annotated[tuple[Template, ...], Field(min_length=1)]
@@ -57,14 +57,14 @@ class ZeroShotTask:
 
     def check(self) -> None:
         """Open the data and read one sample's class name. Raises UserError for what :meth:`run` could not do."""
-        source = _opened(self.source, "source")
-        _field(source, 0, self.class_field)
+        source = opened(self.source, "source")
+        required_class_name(source, 0, self.class_field)
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
-        source = _opened(self.source, "source")
+        source = opened(self.source, "source")
         index, images = embedder.images(source)
-        labels = concept_labels([_field(source, i, self.class_field) for i in index.tolist()])
+        labels = concept_labels([required_class_name(source, i, self.class_field) for i in index.tolist()])
         classes = _class_points(embedder, labels.class_names, self.templates)
         return zero_shot(images, labels.labels, classes, embedder.geometry, self.topk, task=self.name)
 
@@ -99,15 +99,15 @@ class ConceptTask:
 
     def check(self) -> None:
         """Open the data and read one sample's class name. Raises UserError for what :meth:`run` could not do."""
-        for source in (_opened(self.source, "source"), _opened(self.names_source, "names_source")):
-            _field(source, 0, self.class_field)
+        for source in (opened(self.source, "source"), opened(self.names_source, "names_source")):
+            required_class_name(source, 0, self.class_field)
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
-        source, others = _opened(self.source, "source"), _opened(self.names_source, "names_source")
+        source, others = opened(self.source, "source"), opened(self.names_source, "names_source")
         index, images = embedder.images(source)
-        own = [_field(source, i, self.class_field) for i in index.tolist()]
-        names = sorted({*own, *(_field(others, i, self.class_field) for i in range(len(others)))})
+        own = [required_class_name(source, i, self.class_field) for i in index.tolist()]
+        names = sorted({*own, *(required_class_name(others, i, self.class_field) for i in range(len(others)))})
         labels: ConceptLabels = concept_labels(own, names)
         held_out = torch.tensor([name in set(own) for name in names])
         classes = _class_points(embedder, names, self.templates)
@@ -138,11 +138,11 @@ class RetrievalTask:
 
     def check(self) -> None:
         """Open the data. Raises UserError for what :meth:`run` could not do."""
-        _opened(self.source, "source")
+        opened(self.source, "source")
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model. Pictures with an equal caption are one group: any of them answers it."""
-        source = _opened(self.source, "source")
+        source = opened(self.source, "source")
         index, images = embedder.images(source)
         chosen = [source.captions(i)[: self.captions] for i in index.tolist()]
         owners = [row for row, captions in enumerate(chosen) for _ in captions]
@@ -153,27 +153,9 @@ class RetrievalTask:
 
 
 #: What a recipe may put under ``[[evaluation.tasks]]``, told apart by ``kind``.
-TaskConfig = Annotated[ZeroShotTask | ConceptTask | RetrievalTask, Field(discriminator="kind")]
-
-
-def _opened(config: SourceConfig, field: str) -> Source:
-    """Open a task's source; what is wrong with it is said of the task's field."""
-    try:
-        return config.open()
-    except UserError as error:
-        where = f"{field}.{error.where}" if error.where else field
-        raise UserError(error.message, where=where, remedy=error.remedy) from None
-
-
-def _field(source: Source, index: int, name: str) -> str:
-    value = source.category(index) if name == "category" else source.metadata(index).get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(
-            f"{source.key(index)} of {source.name} has no {name!r}",
-            where="class_field",
-            remedy="name a metadata field that holds each picture's class name",
-        )
-    return value
+TaskConfig = Annotated[
+    ZeroShotTask | ConceptTask | RetrievalTask | KNNTask | LinearProbeTask | ClusteringTask, Field(discriminator="kind")
+]
 
 
 def _class_points(embedder: Embedder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C *T D"]:
