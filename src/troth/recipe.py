@@ -20,7 +20,7 @@ import tomli_w
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from troth.data import EmbeddedSource, Noise, SourceConfig, atomic_path
+from troth.data import Augmentation, AugmentationConfig, EmbeddedSource, Noise, SourceConfig, atomic_path
 from troth.encoders import Heads, ModelConfig, ScaleConfig
 from troth.errors import UserError
 from troth.evaluate.tasks import ConceptTask, RetrievalTask, TaskConfig, ZeroShotTask
@@ -40,10 +40,13 @@ class DataConfig:
     Attributes:
         source: where the pairs come from.
         noise: which captions to make wrong on purpose, for experiments; none by default.
+        augmentation: how training pictures of towers are changed at random: ``none`` (a crop of most of the picture),
+            ``simclr``, ``protoclip``, or a table.
     """
 
     source: SourceConfig = field(default_factory=EmbeddedSource)
     noise: Noise = field(default_factory=Noise)
+    augmentation: AugmentationConfig = field(default_factory=Augmentation)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,5 +1,6 @@
 """Data: where pairs come from, which of their captions are wrong on purpose, and what could not be read."""
 
+from troth.data.augment import AUGMENTATIONS, Augmentation, AugmentationConfig
 from troth.data.check import check_source
 from troth.data.embedded_source import EmbeddedSource
 from troth.data.episode_plan import EpisodePlan
@@ -19,10 +20,13 @@ from troth.data.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
 from troth.data.webdataset import TarSource
 
 __all__ = [
+    "AUGMENTATIONS",
     "CLIP_MEAN",
     "CLIP_STD",
     "MAX_PIXELS",
     "REASONS",
+    "Augmentation",
+    "AugmentationConfig",
     "BatchNoise",
     "BatchPlan",
     "BatchStream",

@@ -10,6 +10,7 @@ the same crops. They differ in three ways: the crop is chosen before decoding, f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -50,6 +51,8 @@ class ImageTransform:
         crop_scale: range of the crop's share of the area (training).
         crop_ratio: range of the crop's width / height, log-uniform (training).
         horizontal_flip: mirror half of the pictures (training).
+        recolor: what else is done with a training picture before it is normalised, such as
+            :meth:`troth.data.Augmentation.recolor`; None for nothing.
         interpolation: with antialiasing.
         draft_margin: a JPEG is decoded at the smallest scale at which the crop still is this many times the target,
             per side; infinity always decodes at full scale. Measured by ``benchmarks.image_loading`` (1-4 megapixels
@@ -66,6 +69,7 @@ class ImageTransform:
     crop_scale: tuple[_Positive, _Positive] = (0.9, 1.0)
     crop_ratio: tuple[_Positive, _Positive] = (3 / 4, 4 / 3)
     horizontal_flip: bool = False
+    recolor: Callable[[Image.Image], Image.Image] | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     draft_margin: Annotated[float, Field(ge=1)] = 1.0
     max_pixels: Annotated[int, Field(gt=0)] = MAX_PIXELS
@@ -104,6 +108,8 @@ class ImageTransform:
             resized = self._resize(upright, _scaled(box, step, upright.size))
         if self.train and self.horizontal_flip and torch.rand(()).item() < 0.5:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.train and self.recolor is not None:
+            resized = self.recolor(resized)
         return resized
 
     def _resize(self, image: Image.Image, box: tuple[float, float, float, float] | None = None) -> Image.Image:

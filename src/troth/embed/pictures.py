@@ -13,11 +13,13 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from troth.data.augment import Augmentation
 from troth.data.images import decode
 from troth.data.ledger import LedgerEntry, SampleError
 from troth.data.source import Source
 from troth.data.transforms import ImageTransform
 from troth.encoders import OpenClipEncoder
+from troth.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,12 +65,23 @@ class Decoded:
         return self.transform(decode(data, self.image_size))
 
 
-def picture_transform(encoder: OpenClipEncoder, *, train: bool) -> Callable[[bytes], Tensor]:
+def picture_transform(
+    encoder: OpenClipEncoder, *, train: bool, augmentation: Augmentation | None = None
+) -> Callable[[bytes], Tensor]:
     """Return encoded bytes to the tensor the encoder takes, decoding no more pixels than that needs.
 
     The preprocessing is the encoder's own; :class:`~troth.data.transforms.ImageTransform` has words for the usual ones
     (a square, the shorter side resized), open_clip's own transform serves the others.
+
+    Args:
+        encoder: takes the tensors.
+        train: whether to change the pictures at random.
+        augmentation: how, for training; None for the usual crop alone.
+
+    Raises:
+        UserError: for an augmentation that these pictures cannot have.
     """
+    augmentation = augmentation or Augmentation()
     preprocess = encoder.preprocess_cfg
     size = preprocess["size"]
     sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -82,8 +95,24 @@ def picture_transform(encoder: OpenClipEncoder, *, train: bool) -> Callable[[byt
             std=tuple(preprocess["std"]),
             interpolation=interpolation,
             train=train,
+            crop_scale=augmentation.crop_scale,
+            horizontal_flip=augmentation.horizontal_flip,
+            recolor=_recolor(augmentation, sides[0]) if train else None,
+        )
+    if train and augmentation != Augmentation():
+        raise UserError(
+            f"the encoder's pictures ({encoder.preprocessing}) are not square RGB resized by bicubic or bilinear",
+            where="data.augmentation",
+            remedy='leave it at "none"',
         )
     return Decoded(encoder.image_transform(train))
+
+
+def _recolor(augmentation: Augmentation, image_size: int) -> Callable[[Image.Image], Image.Image] | None:
+    try:
+        return augmentation.recolor(image_size)
+    except ValueError as error:
+        raise UserError(str(error), where="data.augmentation.blur_kernel") from None
 
 
 class _Pictures(Dataset[tuple[int, "Tensor | LedgerEntry"]]):

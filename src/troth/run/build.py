@@ -12,6 +12,7 @@ import torch
 
 from troth import distributed
 from troth.data import (
+    Augmentation,
     BatchNoise,
     BatchStream,
     CaptionAssignment,
@@ -121,7 +122,7 @@ class Built:
             return ImageTextStream(
                 self.source,
                 self._plan(len(self.source)),
-                image_transform=picture_transform(encoder, train=True),
+                image_transform=picture_transform(encoder, train=True, augmentation=self.recipe.data.augmentation),
                 tokenize=encoder.tokenize,
                 noise=self.noise,
                 reserve=self.reserve,
@@ -196,9 +197,22 @@ def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: 
         reserve = recipe.data.noise.open_reserve()
         noise = recipe.data.noise.bind(source, recipe.seed, reserve)
     model = build_model(recipe)
+    _check_augmentation(recipe, model)
     _check_teacher(recipe, model)
     _check_episodes(recipe)
     return Built(recipe, source, noise, reserve, model, frozen or _frozen(recipe, on_progress), on_progress)
+
+
+def _check_augmentation(recipe: Recipe, model: ContrastiveModel) -> None:
+    """Raise a UserError unless the pictures can be changed as the recipe says."""
+    if isinstance(model.encoder, OpenClipEncoder):
+        picture_transform(model.encoder, train=True, augmentation=recipe.data.augmentation)
+    elif recipe.data.augmentation != Augmentation():
+        raise UserError(
+            "heads take features of whole pictures, which were computed before: there is nothing to augment",
+            where="data.augmentation",
+            remedy='set it to "none", or train towers',
+        )
 
 
 def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
