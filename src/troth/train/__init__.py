@@ -5,6 +5,14 @@ from __future__ import annotations
 from troth.train.checkpoint import Checkpoints, Position, load, load_model, read_position
 from troth.train.dry_run import DryRunReport, PartSize, dry_run
 from troth.train.episodes import Episodes, EpisodesConfig
+from troth.train.external_teacher import (
+    ExternalFeatures,
+    ExternalTeacherConfig,
+    FileTeacher,
+    ImageTeacher,
+    TaughtData,
+    TextTeacher,
+)
 from troth.train.loop import LEDGER_NAME, Evaluate, TrainConfig, Trainer, TrainResult
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.runlog import LOG_NAME, RunLog, read_log
@@ -28,6 +36,10 @@ __all__ = [
     "Episodes",
     "EpisodesConfig",
     "Evaluate",
+    "ExternalFeatures",
+    "ExternalTeacherConfig",
+    "FileTeacher",
+    "ImageTeacher",
     "InputTeacher",
     "OnlineTeacher",
     "OptimizerConfig",
@@ -36,10 +48,12 @@ __all__ = [
     "RunLog",
     "ScheduleConfig",
     "StepReport",
+    "TaughtData",
     "TaughtRun",
     "TaughtStream",
     "Teacher",
     "TeacherConfig",
+    "TextTeacher",
     "TrainConfig",
     "TrainResult",
     "TrainStep",

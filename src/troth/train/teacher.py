@@ -23,7 +23,7 @@ from torch import Tensor
 from troth.data.ledger import LedgerEntry
 from troth.data.loader import BatchStream, LoadedBatch
 from troth.data.source import Source
-from troth.embed.cache import CacheKey, FeatureCache
+from troth.embed.cache import CacheEntry, CacheKey, FeatureCache
 from troth.embed.features import Progress, collect_images, ledger_of
 from troth.embed.pictures import DECODER, picture_batches, picture_identity
 from troth.encoders import DualEncoder, HeadsEncoder, OpenClipEncoder
@@ -125,24 +125,43 @@ class CachedTeacher:
             UserError: if there is no such encoder, or its weights cannot be loaded.
         """
         tower = load_tower(self.encoder, self.precision, run.device)
-        identity = picture_identity(run.source)
-        entry = (run.cache or FeatureCache()).get_or_compute(
-            CacheKey(
-                weights=tower.weights,
-                data=identity.digest,
-                preprocessing=f"{DECODER}; {tower.preprocessing}",
-                dtype=tower.precision,
-            ),
-            lambda: collect_images(
-                len(run.source),
-                picture_batches(run.source, tower.transform, _PICTURES, run.num_workers),
-                tower.encode_transformed,
-                tower.dim,
-                identity.missing,
-                run.on_progress,
-            ),
-        )
+        entry = encode_pictures(tower, run.source, run.cache, run.num_workers, run.on_progress)
         return FeatureTable(entry.tensors["features"], tower.identity, ledger_of(entry))
+
+
+def encode_pictures(
+    tower: Tower,
+    source: Source,
+    cache: FeatureCache | None = None,
+    num_workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> CacheEntry:
+    """Return a tower's ``features (N, F)`` of all pictures of a source, and which are ``valid``, or read them again.
+
+    Args:
+        tower: encodes them.
+        source: the pictures.
+        cache: where features are kept; None for the default folder.
+        num_workers: processes that decode pictures; None chooses.
+        on_progress: called with (pictures done, pictures in all); not at all on what is cached.
+    """
+    identity = picture_identity(source)
+    return (cache or FeatureCache()).get_or_compute(
+        CacheKey(
+            weights=tower.weights,
+            data=identity.digest,
+            preprocessing=f"{DECODER}; {tower.preprocessing}",
+            dtype=tower.precision,
+        ),
+        lambda: collect_images(
+            len(source),
+            picture_batches(source, tower.transform, _PICTURES, num_workers),
+            tower.encode_transformed,
+            tower.dim,
+            identity.missing,
+            on_progress,
+        ),
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
