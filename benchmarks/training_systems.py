@@ -1,13 +1,15 @@
 """What each training system is worth: ProtoCLIP, SaCo and unpaired data beside plain InfoNCE, over seeds.
 
-    python -m benchmarks.training_systems [--quick] [--save] [--regime heads|small] [--only NAME ...] [--runs FOLDER] [--jobs N]
+    python -m benchmarks.training_systems [--quick] [--save] [--regime heads|small] [--only NAME ...]
+                                          [--runs FOLDER] [--jobs N]
 
 Every system is a shipped recipe, run as it is (``heads``) or with smaller towers and fewer epochs than it says
-(``small``: see ``SMALL``), three seeds each; ``--quick`` takes one seed and two epochs. Nothing was tuned. Printed and saved
-are, with standard errors over seeds: zero-shot top-1 on the unseen style, top-1 among held-out concepts, mean recall of
-retrieval, and on the emoji's categories linear probing, nearest neighbours (k = 20), and the agreement of k-means with them
-(ARI, AMI); for systems with episodes the k-means' share of their time, for unpaired data the share of detected pairs that
-are right at the end. Runs are kept in ``--runs`` and taken up where they stopped: the whole table takes hours on two cores.
+(``small``: see ``SMALL``), three seeds each; ``--quick`` takes one seed and two epochs. Nothing was tuned. Printed and
+saved are, with standard errors over seeds: zero-shot top-1 on the unseen style, top-1 among held-out concepts, mean
+recall of retrieval, and on the emoji's categories linear probing, nearest neighbours (k = 20), and the agreement of
+k-means with them (ARI, AMI); for systems with episodes the k-means' share of their time, for unpaired data the share of
+detected pairs that are right at the end. Runs are kept in ``--runs`` and taken up where they stopped: the whole table
+takes hours on two cores.
 """
 
 from __future__ import annotations
@@ -117,11 +119,17 @@ def run(job: Job) -> dict[str, float]:
     from troth.train.resume import holds_run
 
     torch.set_num_threads(1)
-    result = resume(job.folder, progress=False) if holds_run(job.folder) else train(recipe_of(job), job.folder, progress=False)
+    result = (
+        resume(job.folder, progress=False)
+        if holds_run(job.folder)
+        else train(recipe_of(job), job.folder, progress=False)
+    )
     values = {label: 100 * result.metrics[metric] for metric, label in METRICS.items()}
     episodes = [line for line in read_log(job.folder, "episode") if line["phase"] == "prototypes"]
     if episodes:
-        spent = {part: sum(line[f"{part}_seconds"] for line in episodes) for part in ("features", "clustering", "training")}
+        spent = {
+            part: sum(line[f"{part}_seconds"] for line in episodes) for part in ("features", "clustering", "training")
+        }
         values["k-means share %"] = 100 * spent["clustering"] / sum(spent.values())
         values["features share %"] = 100 * spent["features"] / sum(spent.values())
     right = [line["detected_right"] for line in read_log(job.folder, "train") if "detected_right" in line]
@@ -158,7 +166,8 @@ def main() -> None:
     records: list[Record] = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         waiting = [
-            [pool.submit(run, Job(*case, seed, options.quick, _folder(options, *case, seed))) for seed in seeds] for case in cases
+            [pool.submit(run, Job(*case, seed, options.quick, _folder(options, *case, seed))) for seed in seeds]
+            for case in cases
         ]
         for case, futures in zip(cases, waiting, strict=True):
             records += summary(*case, [future.result() for future in futures])

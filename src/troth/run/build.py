@@ -38,7 +38,7 @@ from troth.geometry import FILIP
 from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
 from troth.state import State
-from troth.train import Episodes, TaughtRun, TaughtStream, Teacher
+from troth.train import Episodes, TaughtData, TaughtRun, TaughtStream, Teacher
 from troth.train.hardware import resolve_device
 
 _TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -67,13 +67,42 @@ class Built:
     frozen: FrozenEncoders | None
     on_progress: Progress | None = None
 
-    def episodes(self, stream: BatchStream) -> Episodes | None:
-        """Return what makes the prototypes of each episode of ``stream``; None if the recipe has no episodes."""
+    def episodes(self, stream: BatchStream, ledger: Ledger | None = None) -> Episodes | None:
+        """Return what makes the prototypes of each episode of ``stream``; None if the recipe has no episodes.
+
+        The features of an external teacher are computed (or read) first.
+
+        Args:
+            stream: the run's batches, made by :meth:`stream`.
+            ledger: takes up the pictures that an external teacher could not read.
+
+        Raises:
+            UserError: if the external teacher cannot be loaded, or cannot know the captions that the noise gives.
+        """
         config = self.recipe.episodes
         if config is None:
             return None
         assert isinstance(stream.plan, EpisodePlan)
-        return Episodes(config, stream.plan)
+        if config.external is None:
+            return Episodes(config, stream.plan)
+        data = TaughtData(
+            self.source,
+            self.noise,
+            self.reserve,
+            device=resolve_device(self.recipe.train.device),
+            cache=self._cache,
+            num_workers=self.recipe.train.num_workers or None,
+            on_progress=self.on_progress,
+        )
+        with _main_rank_first(), at("episodes.external"):
+            external = config.external.build(data)
+        if ledger is not None:
+            ledger.extend(external.ledger)
+        return Episodes(config, stream.plan, external)
+
+    @property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache() if self.frozen is None else self.frozen.cache
 
     def _plan(self, num_samples: int) -> Plan | EpisodePlan:
         size, seed = self.recipe.train.batch_size, self.recipe.seed
@@ -107,7 +136,7 @@ class Built:
             student=self.model.encoder,
             source=self.source,
             device=resolve_device(self.recipe.train.device),
-            cache=FeatureCache() if self.frozen is None else self.frozen.cache,
+            cache=self._cache,
             num_workers=self.recipe.train.num_workers or None,
             on_progress=self.on_progress,
         )
@@ -239,6 +268,19 @@ def _check_episodes(recipe: Recipe) -> None:
             "the objective learns from the clusters of episodes, and the recipe has none",
             where="episodes",
             remedy="add an [episodes] section with a size",
+        )
+    external = None if recipe.episodes is None else recipe.episodes.external
+    if recipe.objective.needs_external and external is None:
+        raise UserError(
+            "the objective learns from an external teacher's clusters, and the episodes have none",
+            where="episodes.external",
+            remedy='name one, such as external = { kind = "text" }',
+        )
+    if external is not None and not recipe.objective.needs_external:
+        raise UserError(
+            "no part of the objective learns from an external teacher",
+            where="episodes.external",
+            remedy='add a term { kind = "external_prototypes" }, or set it to "none"',
         )
 
 

@@ -94,7 +94,7 @@ def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
         seed=recipe.seed,
         evaluate=evaluate if recipe.evaluation.tasks else None,
         best_metric=recipe.evaluation.best,
-        episodes=built.episodes(stream),
+        episodes=built.episodes(stream, ledger),
         ledger=ledger,
         progress=progress,
     )

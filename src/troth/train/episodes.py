@@ -29,6 +29,7 @@ from troth.encoders.prototype_heads import ProjectionConfig
 from troth.errors import UserError
 from troth.similarity import Clustered, ClusterTargets, PrototypePairs
 from troth.state import State
+from troth.train.external_teacher import ExternalFeatures, ExternalTeacherConfig
 from troth.train.hardware import autocast
 from troth.types import STRICT
 
@@ -57,6 +58,7 @@ class EpisodesConfig:
         lock_image_from: the episode, counted from 1, from which on the image tower is locked and pairs alone are
             learnt: its learning rate has come to zero there and stays so. None: never. The source locks it half-way.
         projection: the heads in whose spaces the prototypes live.
+        external: a frozen teacher whose features are clustered too, for ``external_prototypes``; None: none.
     """
 
     size: Annotated[int, Field(gt=1)] = 200_000
@@ -66,6 +68,7 @@ class EpisodesConfig:
     warmup_episodes: Annotated[int, Field(ge=0)] = 1
     lock_image_from: Count | None = None
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    external: ExternalTeacherConfig | None = None
 
     @model_validator(mode="after")
     def _has_prototypes(self) -> EpisodesConfig:
@@ -110,21 +113,19 @@ class Episodes:
     Args:
         config: how.
         plan: the order of training, which the stream has too.
-        external: ``(N, F)`` a frozen teacher's features by sample id, which get clusters of their own; or None.
-        identity: what those features depend on.
+        external: a frozen teacher's features, which get clusters of their own; or None.
     """
 
     def __init__(
         self,
         config: EpisodesConfig,
         plan: EpisodePlan,
-        external: Float[Tensor, "N F"] | None = None,
-        identity: str = "",
+        external: ExternalFeatures | None = None,
     ) -> None:
         self.config = config
         self.plan = plan
-        self.external = external
-        self.identity = f"{config} {identity}".strip()
+        self.external = None if external is None else external.features
+        self.identity = repr(config) if external is None else f"{config!r} {external.identity}"
         self.num_samples = plan.steps_per_episode * plan.batch_size
         self.num_prototypes = self.num_samples // config.images_per_prototype
         if self.num_prototypes < 2:
