@@ -27,6 +27,9 @@ Settings = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 Which = Annotated[str, typer.Option("--checkpoint", help="best, last, or the number of a step.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="trained or average; by default the average, if the run keeps one.")
+]
 DATA_HELP = (
     "A folder, a .csv, .tsv, .parquet or .jsonl file, .tar shards (braces allowed), or embedded:SPLIT, "
     "or a recipe's name or file with recipe:NAME."
@@ -72,11 +75,11 @@ def train(
 
 
 @app.command()
-def evaluate(folder: RunFolder, which: Which = "best", settings: Settings = None) -> None:
+def evaluate(folder: RunFolder, which: Which = "best", settings: Settings = None, weights: Weights = None) -> None:
     """Score a trained run on its recipe's tasks, print a table, and write RUN/evaluation.json."""
     from troth import run
 
-    run.evaluate(folder, which, settings or ())
+    run.evaluate(folder, which, settings or (), weights)
 
 
 @app.command()
@@ -85,11 +88,12 @@ def embed(
     data: Annotated[str, typer.Argument(help=DATA_HELP)],
     out: Annotated[Path, typer.Option(help="Where to write: .safetensors with image, text and index.")],
     which: Which = "best",
+    weights: Weights = None,
 ) -> None:
     """Embed a data set with a trained run."""
     from troth import run
 
-    run.embed(folder, which, data, out)
+    run.embed(folder, which, data, out, weights)
 
 
 @app.command()
@@ -97,11 +101,12 @@ def audit(
     folder: RunFolder,
     out: Annotated[Path | None, typer.Option(help="Where to write; RUN/audit.parquet by default.")] = None,
     which: Which = "best",
+    weights: Weights = None,
 ) -> None:
     """Score the run's own training pairs, worst first, and write a table of all of them."""
     from troth import run
 
-    run.audit(folder, which, out or folder / "audit.parquet")
+    run.audit(folder, which, out or folder / "audit.parquet", weights)
 
 
 @app.command()
@@ -109,11 +114,12 @@ def export(
     folder: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, for open_clip's local-dir: names.")],
     which: Which = "best",
+    weights: Weights = None,
 ) -> None:
     """Write a trained run as a folder that open_clip loads."""
     from troth import run
 
-    run.export(folder, which, out)
+    run.export(folder, which, out, weights)
 
 
 @app.command()

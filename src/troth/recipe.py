@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from troth.data import Augmentation, AugmentationConfig, EmbeddedSource, Noise, SourceConfig, atomic_path
-from troth.encoders import Heads, ModelConfig, ScaleConfig
+from troth.encoders import Heads, ModelConfig, ScaleConfig, Towers
 from troth.errors import UserError
 from troth.evaluate.tasks import ConceptTask, RetrievalTask, TaskConfig, ZeroShotTask
 from troth.geometry import GeometryConfig, Sphere
@@ -88,6 +88,9 @@ class Recipe:
         seed: every random draw of the run follows from it.
         data: which pairs.
         model: which towers.
+        towers: how each of them learns, where it is not as the rest: learning rates, locks, adapters.
+        start_from: the folder of another run whose weights this one begins with (its best checkpoint, the average if it
+            has one), or ``FOLDER@STEP``; None for the weights that the model section says.
         geometry: where their embeddings live.
         scale: the multiplier of the similarities.
         objective: what is minimised.
@@ -101,6 +104,8 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=Heads)
+    towers: Towers = field(default_factory=Towers)
+    start_from: str | None = None
     geometry: GeometryConfig = field(default_factory=Sphere)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     objective: ObjectiveConfig = field(default_factory=InfoNCE)

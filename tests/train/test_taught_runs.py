@@ -20,7 +20,7 @@ from troth.encoders import OpenClip
 from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run import build
-from troth.train import CachedTeacher, InputTeacher, OnlineTeacher, TaughtStream, read_log
+from troth.train import CachedTeacher, InputTeacher, MomentumTeacher, OnlineTeacher, TaughtStream, read_log
 
 MIMIC = "objective={kind='sum', terms=[[1.0, {kind='infonce'}], [2.5, {kind='mimic'}]]}"
 TOWERS = (
@@ -117,7 +117,7 @@ def test_the_teacher_changes_what_is_learned(settings: list[str], weights: Path)
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (["teacher.kind=oral"], "teacher: unknown kind 'oral' (one of: 'input', 'cached', 'online')"),
+        (["teacher.kind=oral"], "teacher: unknown kind 'oral' (one of: 'input', 'cached', 'online', 'momentum')"),
         (["teacher={kind='input', dim=3}"], "teacher.dim: unknown key (known here: kind)"),
         (["teacher={kind='cached', encodr={}}"], "teacher.encodr: unknown key (did you mean 'encoder'?)"),
         (["teacher={kind='online', encoder={kind='vgg'}}"], "teacher.encoder: unknown kind 'vgg'"),
@@ -193,7 +193,8 @@ def test_what_only_building_can_find_is_one_line_too(settings: list[str], own: l
 
 
 def test_a_teacher_survives_being_written() -> None:
-    for kind in (InputTeacher(), CachedTeacher(), OnlineTeacher(encoder=OpenClip(pretrained="openai")), None):
+    online = OnlineTeacher(encoder=OpenClip(pretrained="openai"))
+    for kind in (InputTeacher(), CachedTeacher(), online, MomentumTeacher(), None):
         recipe = Recipe(teacher=kind)
         assert recipes.from_dict(recipes.to_dict(recipe)) == recipe
     assert recipes.load("heads-infonce").teacher is None

@@ -13,8 +13,10 @@ from troth.encoders.export import export_open_clip
 from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
 from troth.encoders.hashing import hash_module, hash_tensors
 from troth.encoders.heads import Heads, HeadsEncoder
+from troth.encoders.locking import apply_towers
 from troth.encoders.open_clip_models import OpenClip, Small
 from troth.encoders.timm_models import Timm
+from troth.encoders.tower_training import LoRA, Towers, TowerTraining
 from troth.encoders.towers import OpenClipEncoder
 
 #: What a recipe may put under ``[model]``, told apart by ``kind``.
@@ -29,6 +31,7 @@ __all__ = [
     "Heads",
     "HeadsEncoder",
     "ImageTransform",
+    "LoRA",
     "ModelConfig",
     "OpenClip",
     "OpenClipEncoder",
@@ -36,6 +39,9 @@ __all__ = [
     "Small",
     "Timm",
     "Tokenize",
+    "TowerTraining",
+    "Towers",
+    "apply_towers",
     "export_open_clip",
     "hash_module",
     "hash_tensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from troth.encoders.base import DualEncoder
 from troth.encoders.prototype_heads import PrototypeHeads
+from troth.encoders.tower_training import Towers
 from troth.errors import UserError
 from troth.geometry import Geometry
 from troth.types import STRICT
@@ -180,6 +181,8 @@ class ContrastiveModel(nn.Module):
         bias: ``()`` the logit bias, or None.
         prototype_heads: as above.
         scale_cap: the largest value the learned multiplier may take, or None.
+        towers: how the towers learn (:func:`troth.encoders.locking.apply_towers`).
+        fixed_statistics: the names of batch norms that stay in evaluation mode.
 
     Raises:
         UserError: if the scale's cap cannot be met on this geometry.
@@ -214,12 +217,21 @@ class ContrastiveModel(nn.Module):
             self.register_buffer("log_scale", log_scale)
         self.bias = nn.Parameter(torch.tensor(self._initial_bias())) if with_bias else None
         self.prototype_heads = prototype_heads
+        self.towers = Towers()
+        self.fixed_statistics: tuple[str, ...] = ()
 
     def _initial_bias(self) -> float:
         if self.scale_config.bias_init is not None:
             return self.scale_config.bias_init
         pretrained = self.encoder.pretrained_bias
         return SIGLIP_BIAS if pretrained is None else pretrained
+
+    def train(self, mode: bool = True) -> Self:
+        """Go to training (or evaluation) mode, but for the batch norms whose statistics are fixed."""
+        super().train(mode)
+        for name in self.fixed_statistics:
+            self.get_submodule(name).eval()
+        return self
 
     @property
     def scale(self) -> Float[Tensor, ""]:

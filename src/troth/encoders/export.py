@@ -16,6 +16,7 @@ from torch import Tensor
 
 from troth.encoders.contrastive import ContrastiveModel
 from troth.encoders.heads import HeadsEncoder
+from troth.encoders.lora import without_adapters
 from troth.encoders.towers import OpenClipEncoder, first_line, quiet_open_clip
 from troth.errors import UserError
 
@@ -28,7 +29,7 @@ def export_open_clip(model: ContrastiveModel, folder: str | Path) -> Path:
     """Write ``model`` as an open_clip ``local-dir:`` folder and prove that open_clip loads it.
 
     ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` and ``open_clip.get_tokenizer("local-dir:FOLDER")``
-    then give the same towers, scale, bias, preprocessing and tokeniser.
+    then give the same towers, scale, bias, preprocessing and tokeniser. Adapters are merged into the weights.
 
     Args:
         model: a trained model on the sphere with open_clip towers.
@@ -91,7 +92,7 @@ def _state(model: ContrastiveModel, encoder: OpenClipEncoder) -> dict[str, Tenso
     # Cloned: safetensors refuses tensors that share memory, and channels-last weights are not contiguous.
     state = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in encoder.clip.state_dict().items()
+        for name, value in without_adapters(encoder.clip).state_dict().items()
     }
     state["logit_scale"] = model.log_scale.detach().cpu().clone()
     if model.bias is not None:

@@ -32,13 +32,13 @@ from troth.data.embedded_source import EmbeddedSplit
 from troth.embed import FeatureCache, FrozenEncoders
 from troth.embed.features import Progress
 from troth.embed.pictures import picture_transform
-from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder
+from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, apply_towers
 from troth.errors import UserError
 from troth.geometry import FILIP
 from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
 from troth.state import State
-from troth.train import Episodes, TaughtData, TaughtRun, TaughtStream, Teacher
+from troth.train import Episodes, MomentumTeacher, TaughtData, TaughtRun, TaughtStream, Teacher
 from troth.train.hardware import resolve_device
 
 _TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -252,6 +252,12 @@ def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
                 "no part of the objective copies a teacher", where="teacher", remedy='leave it out, or set it to "none"'
             )
         recipe.teacher.check(model.encoder)
+        if isinstance(recipe.teacher, MomentumTeacher) and recipe.train.average is None:
+            raise UserError(
+                "there is no average of the weights to teach",
+                where="teacher.kind",
+                remedy="set train.average = { decay = 0.999 }",
+            )
     elif recipe.objective.needs_teacher:
         kind = "input" if isinstance(recipe.model, Heads) else "online"
         raise UserError(
@@ -298,7 +304,7 @@ def build_model(recipe: Recipe) -> ContrastiveModel:
                 remedy=f"a smaller sub_dim that divides {encoder.embed_dim}",
             )
     _check_weights(recipe)
-    return ContrastiveModel(
+    model = ContrastiveModel(
         encoder,
         recipe.geometry,
         recipe.scale,
@@ -307,6 +313,9 @@ def build_model(recipe: Recipe) -> ContrastiveModel:
         if recipe.episodes is None
         else recipe.episodes.projection.build(encoder.embed_dim, recipe.seed),
     )
+    with at("towers"):
+        apply_towers(model, recipe.towers, recipe.seed)
+    return model
 
 
 def _check_weights(recipe: Recipe) -> None:

@@ -11,7 +11,8 @@ from troth.encoders import ContrastiveModel
 from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run.build import build_model
-from troth.train import Checkpoints, load_model, read_position
+from troth.train import Checkpoints, has_average, load_average, load_model, read_position
+from troth.train.average import AVERAGE_NAME
 from troth.train.checkpoint import find_damage
 from troth.train.hardware import resolve_device
 
@@ -27,26 +28,47 @@ class OpenedRun:
         model: with the weights of the checkpoint, in evaluation mode.
         checkpoint: where they came from.
         step: of the checkpoint.
+        weights: which of the checkpoint's weights, ``trained`` or ``average``.
     """
 
     recipe: Recipe
     model: ContrastiveModel
     checkpoint: Path
     step: int
+    weights: str = "trained"
 
 
-def open_run(folder: Path, which: str = "best", settings: Sequence[str] = ()) -> OpenedRun:
+def open_run(folder: Path, which: str = "best", settings: Sequence[str] = (), weights: str | None = None) -> OpenedRun:
     """Load a run's recipe and the weights of one of its checkpoints.
 
     Args:
         folder: the run.
         which: ``best`` (the last one if the run chose none), ``last``, or a step.
         settings: ``field=value`` overrides of the recipe, such as other tasks.
+        weights: ``trained`` or ``average``; None: the average if the run keeps one.
 
     Raises:
-        UserError: if there is no such run or checkpoint.
+        UserError: if there is no such run or checkpoint, or it has no such weights.
     """
     recipe = read_recipe(folder, settings)
+    path = find_checkpoint(folder, which)
+    name = weights_name(path, weights)
+    model = build_model(recipe)
+    if name == AVERAGE_NAME:
+        load_average(path, model)
+    else:
+        load_model(path, model)
+    model.to(resolve_device(recipe.train.device))
+    step = read_position(path).step
+    return OpenedRun(recipe, model.eval(), path, step, "average" if name == AVERAGE_NAME else "trained")
+
+
+def find_checkpoint(folder: Path, which: str = "best") -> Path:
+    """Return a whole checkpoint of a run: ``best`` (the last one if the run chose none), ``last``, or a step's.
+
+    Raises:
+        UserError: if there is none.
+    """
     checkpoints = Checkpoints(folder / "checkpoints")
     latest = checkpoints.latest()
     if latest is None:
@@ -62,10 +84,20 @@ def open_run(folder: Path, which: str = "best", settings: Sequence[str] = ()) ->
     damage = find_damage(path)
     if damage is not None:
         raise UserError(f"the checkpoint is damaged: {damage}", where=str(path), remedy="choose another --checkpoint")
-    model = build_model(recipe)
-    load_model(path, model)
-    model.to(resolve_device(recipe.train.device))
-    return OpenedRun(recipe, model.eval(), path, read_position(path).step)
+    return path
+
+
+def weights_name(path: Path, weights: str | None) -> str:
+    """Return the name, among a checkpoint's files, of its ``trained`` or ``average`` weights (None: as it has them).
+
+    Raises:
+        UserError: if it has no such weights.
+    """
+    if weights not in (None, "trained", "average"):
+        raise UserError(f"no weights {weights!r}", where="--weights", remedy="trained or average")
+    if weights == "average" and not has_average(path):
+        raise UserError("the run kept no average", where=str(path), remedy="use --weights trained")
+    return AVERAGE_NAME if weights != "trained" and has_average(path) else "model"
 
 
 def read_recipe(folder: Path, settings: Sequence[str] = ()) -> Recipe:

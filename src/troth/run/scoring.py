@@ -23,7 +23,7 @@ from troth.errors import UserError
 from troth.evaluate import TaskResult, mean_point
 from troth.recipe import Recipe
 from troth.run.build import at, build, data_argument
-from troth.run.opened import open_run
+from troth.run.opened import OpenedRun, open_run
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -77,16 +77,18 @@ def save_results(folder: Path, results: Sequence[TaskResult]) -> Path:
     return path
 
 
-def evaluate(folder: Path, which: str = "best", settings: Sequence[str] = ()) -> list[TaskResult]:
+def evaluate(
+    folder: Path, which: str = "best", settings: Sequence[str] = (), weights: str | None = None
+) -> list[TaskResult]:
     """Score a run on its recipe's tasks, print a table and write ``evaluation.json`` beside it."""
-    run = open_run(folder, which, settings)
+    run = open_run(folder, which, settings, weights)
     if not run.recipe.evaluation.tasks:
         raise UserError(
             "the recipe has no tasks", where="evaluation.tasks", remedy="add some with --set or in the file"
         )
     results = run_tasks(run.recipe, run.model, cache=FeatureCache())
     path = save_results(folder, results)
-    table = Table(title=f"{folder} at step {run.step}")
+    table = Table(title=f"{folder} at step {run.step}{_of_average(run)}")
     for heading in ("task", "metric"):
         table.add_column(heading)
     for heading in ("value", "± standard error"):
@@ -105,14 +107,18 @@ def evaluate(folder: Path, which: str = "best", settings: Sequence[str] = ()) ->
     return results
 
 
-def embed(folder: Path, which: str, data: str, out: Path) -> None:
+def _of_average(run: OpenedRun) -> str:
+    return ", averaged weights" if run.weights == "average" else ""
+
+
+def embed(folder: Path, which: str, data: str, out: Path, weights: str | None = None) -> None:
     """Write the points of a data set under a run: ``index (Q,)``, ``image (Q, D)``, ``text (Q, D)``.
 
     A sample's text point is that of all its captions, or of the first (:func:`caption_points`).
     """
     if out.suffix != ".safetensors":
         raise UserError(f"writes .safetensors, not {out.suffix or 'a folder'}", where="--out", remedy="out.safetensors")
-    run = open_run(folder, which)
+    run = open_run(folder, which, weights=weights)
     with at("data"):
         source = data_argument(data).open()
     embedder = Embedder(run.model, FeatureCache())
@@ -184,9 +190,9 @@ def audit_source(
     )
 
 
-def audit(folder: Path, which: str, out: Path) -> None:
+def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> None:
     """Write the audit table of a run's own training pairs, and print its most suspicious ones."""
-    run = open_run(folder, which)
+    run = open_run(folder, which, weights=weights)
     built = build(run.recipe)
     noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
     embedder = Embedder(run.model, FeatureCache())
@@ -209,9 +215,9 @@ def audit(folder: Path, which: str, out: Path) -> None:
     console.print(f"{len(table):,} pairs: {summary}; written to {out}", highlight=False)
 
 
-def export(folder: Path, which: str, out: Path) -> None:
+def export(folder: Path, which: str, out: Path, weights: str | None = None) -> None:
     """Write a run as a folder for open_clip's ``local-dir:`` names."""
-    path = export_open_clip(open_run(folder, which).model, out)
+    path = export_open_clip(open_run(folder, which, weights=weights).model, out)
     Console().print(
         f'written to {path}; load it with open_clip.create_model_and_transforms("local-dir:{path}")', highlight=False
     )

@@ -21,7 +21,8 @@ from troth.recipe import Recipe
 from troth.run.build import Built, at, build
 from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
-from troth.train import Trainer, TrainResult, dry_run
+from troth.run.start import start
+from troth.train import Checkpoints, Trainer, TrainResult, dry_run
 from troth.train.hardware import resolve_device
 from troth.train.resume import holds_run
 
@@ -51,6 +52,7 @@ def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None,
         # Everything that a user may have got wrong is built before the folder is made.
         with feature_progress(progress) as on_progress:
             built = build(recipe, frozen=frozen, on_progress=on_progress)
+            recipe = start(recipe, built.model)
             trainer = _trainer(built, folder, progress=progress)
             recipe.objective.prepare(trainer.state)  # reads the files it names
         if distributed.is_main():
@@ -70,7 +72,10 @@ def resume(folder: Path, *, progress: bool = True) -> TrainResult:
     recipe = read_recipe(folder)
     with _process_group(recipe):
         with feature_progress(progress) as on_progress:
-            trainer = _trainer(build(recipe, on_progress=on_progress), folder, progress=progress)
+            built = build(recipe, on_progress=on_progress)
+            if Checkpoints(folder / "checkpoints").latest() is None:  # the run ended before it had weights of its own
+                start(recipe, built.model)
+            trainer = _trainer(built, folder, progress=progress)
         return _finish(trainer, folder, resume=True)
 
 
@@ -129,6 +134,7 @@ def show_dry_run(recipe: Recipe) -> None:
     with _process_group(recipe):
         with feature_progress(True) as on_progress:
             built = build(recipe, on_progress=on_progress)
+            start(recipe, built.model)
             stream = built.stream()
             _open_tasks(recipe)
         report = dry_run(built.model, recipe.objective, stream, recipe.train, seed=recipe.seed)

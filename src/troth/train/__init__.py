@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from troth.train.average import AverageConfig, AveragedWeights, has_average, load_average
 from troth.train.checkpoint import Checkpoints, Position, load, load_model, read_position
 from troth.train.dry_run import DryRunReport, PartSize, dry_run
 from troth.train.episodes import Episodes, EpisodesConfig
@@ -14,6 +15,7 @@ from troth.train.external_teacher import (
     TextTeacher,
 )
 from troth.train.loop import LEDGER_NAME, Evaluate, TrainConfig, Trainer, TrainResult
+from troth.train.momentum_teacher import MomentumTeacher
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.runlog import LOG_NAME, RunLog, read_log
 from troth.train.step import StepReport, TrainStep
@@ -30,6 +32,8 @@ from troth.train.teacher import (
 __all__ = [
     "LEDGER_NAME",
     "LOG_NAME",
+    "AverageConfig",
+    "AveragedWeights",
     "CachedTeacher",
     "Checkpoints",
     "DryRunReport",
@@ -41,6 +45,7 @@ __all__ = [
     "FileTeacher",
     "ImageTeacher",
     "InputTeacher",
+    "MomentumTeacher",
     "OnlineTeacher",
     "OptimizerConfig",
     "PartSize",
@@ -59,7 +64,9 @@ __all__ = [
     "TrainStep",
     "Trainer",
     "dry_run",
+    "has_average",
     "load",
+    "load_average",
     "load_model",
     "read_log",
     "read_position",

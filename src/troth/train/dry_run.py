@@ -77,7 +77,7 @@ def dry_run(
     """
     state = State(stream.num_samples, stream.fingerprint)
     objective.prepare(state)
-    make_step = config.step_maker(model, objective, state, seed)
+    make_step = config.step_maker(model, objective, state, seed, stream)
     total_steps = stream.total_steps(config.epochs)
     device = next(model.parameters()).device
     model.train()

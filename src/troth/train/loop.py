@@ -22,7 +22,9 @@ from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.base import Objective
 from troth.state import Clock, State
+from troth.train.average import AVERAGE_NAME, AverageConfig
 from troth.train.checkpoint import Checkpoints, Position, load, read_position
+from troth.train.courses import tower_courses
 from troth.train.episodes import Episodes
 from troth.train.hardware import Precision, describe_device, describe_precision, resolve_device, resolve_precision
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
@@ -51,6 +53,7 @@ class TrainConfig:
             memory and gives the same gradients, at the price of a second forward pass.
         optimizer: AdamW and the clipping of gradients.
         schedule: the learning rate's course.
+        average: an average of the weights, which is then what is evaluated and exported; None for none.
         precision: what the towers compute in. ``auto``: bfloat16 where the hardware is fast in it, else float32.
         channels_last: keep pictures and convolutions in channels-last layout, which convolutional towers like.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
@@ -67,6 +70,7 @@ class TrainConfig:
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    average: AverageConfig | None = None
     precision: Precision = "auto"
     channels_last: bool = False
     device: str = "auto"
@@ -83,24 +87,28 @@ class TrainConfig:
         objective: Objective,
         state: State,
         seed: int,
+        stream: BatchStream | None = None,
         episodes: Episodes | None = None,
     ) -> TrainStep:
-        """Move ``model`` to its device and return what trains it, with a new optimiser."""
+        """Move ``model`` to its device and return what trains it, with a new optimiser; ``stream`` counts its steps."""
         device = resolve_device(self.device)
         model.to(device)
+        lock_step = None if episodes is None else episodes.lock_step
+        locks: dict[TowerSide, int] = {} if lock_step is None else {"image": lock_step}
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         return TrainStep(
             model,
             objective,
             state,
-            self.optimizer.build(model),
+            self.optimizer.build(model, {} if stream is None else tower_courses(model, self, stream, locks)),
             seed=seed,
             gradient_clip=self.optimizer.gradient_clip,
             micro_batch_size=self.micro_batch_size,
             precision=resolve_precision(self.precision, device),
             channels_last=self.channels_last,
             episodes=episodes,
+            average=self.average,
         )
 
 
@@ -187,7 +195,9 @@ class Trainer:
         self._episodes = episodes
         #: Models beside the one that learns whose weights a resumed run needs, by name.
         self._companions: dict[str, nn.Module] = {}
-        self._make_step = config.step_maker(model, objective, self.state, seed, episodes)
+        self._make_step = config.step_maker(model, objective, self.state, seed, stream, episodes)
+        if self._make_step.average is not None:
+            self._companions[AVERAGE_NAME] = self._make_step.average
         self._position = Position(
             0,
             0,
@@ -330,9 +340,11 @@ class Trainer:
         seed_step(self.seed, self._position.step, distributed.rank())
         metrics: dict[str, float] = {}
         if distributed.is_main():
-            self.model.eval()
+            average = self._make_step.average
+            model = self.model if average is None else average.module
+            model.eval()
             with torch.no_grad():
-                metrics = self.evaluate(self.model, self._position.epoch)
+                metrics = self.evaluate(model, self._position.epoch)
             self.model.train()
         metrics = distributed.broadcast_object(metrics)
         self._position = replace(self._position, metrics=metrics, evaluated_step=self._position.step)

@@ -6,7 +6,8 @@ The learning rate is a pure function of the step, so that there is no scheduler 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -39,19 +40,26 @@ class OptimizerConfig:
     eps: Annotated[float, Field(gt=0)] = 1e-6
     gradient_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
 
-    def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """Return AdamW over the trainable parameters of ``model``: a group that decays, a group that does not."""
-        spared = no_decay(model)
-        decayed: list[nn.Parameter] = []
-        undecayed: list[nn.Parameter] = []
+    def build(self, model: nn.Module, courses: Mapping[str, Course] = MappingProxyType({})) -> torch.optim.AdamW:
+        """Return AdamW over the trainable parameters of ``model``: a group that decays, a group that does not.
+
+        Args:
+            model: what learns.
+            courses: names of parameters whose learning rate is another than the run's; they get groups of their own,
+                two for each different course.
+        """
+        spared, usual = no_decay(model), Course()
+        groups: dict[Course, tuple[list[nn.Parameter], list[nn.Parameter]]] = {usual: ([], [])}
         for name, parameter in trainable_parameters(model):
+            decayed, undecayed = groups.setdefault(courses.get(name, usual), ([], []))
             (undecayed if name in spared else decayed).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": undecayed, "weight_decay": 0.0},
-        ]
         return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [
+                {"params": parameters, "weight_decay": weight_decay, "course": course}
+                for course, parts in groups.items()
+                for parameters, weight_decay in zip(parts, (self.weight_decay, 0.0), strict=True)
+                if parameters
+            ],
             lr=self.learning_rate,
             betas=self.betas,
             eps=self.eps,
@@ -80,19 +88,56 @@ class ScheduleConfig:
         steps = round(self.warmup_fraction * total_steps) if self.warmup_steps is None else self.warmup_steps
         return min(steps, total_steps)
 
-    def factor(self, step: int, total_steps: int) -> float:
+    def factor(self, step: int, total_steps: int, end: int | None = None) -> float:
         """Return the part of the highest learning rate that step ``step`` (the first is 0) is made with, in [0, 1].
 
         As in open_clip: step ``s`` of ``w`` warm-up steps has ``(s + 1) / w``; a later one, for the cosine,
-        ``final + (1 - final) * (1 + cos(pi * (s - w) / (total - w))) / 2``.
+        ``final + (1 - final) * (1 + cos(pi * (s - w) / (total - w))) / 2``. With an ``end``, the cosine ends there
+        instead of at ``total``, after the same warm-up.
         """
+        end = total_steps if end is None else end
         warmup = self.warmup(total_steps)
         if step < warmup:
             return (step + 1) / warmup
-        if self.shape == "constant" or total_steps <= warmup:
+        if self.shape == "constant" or end <= warmup:
             return 1.0
-        progress = (step - warmup) / (total_steps - warmup)
+        progress = (step - warmup) / (end - warmup)
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the learning rate of some parameters differs from the run's.
+
+    A function of the step like the run's own, so that a resumed run knows it.
+
+    Attributes:
+        factor: of the run's learning rate.
+        lock_after_steps: the cosine ends with this step, and from it on (the first step is 0) the learning rate is
+            zero. None: never.
+        schedule: the run's.
+        total_steps: the run's.
+    """
+
+    factor: float = 1.0
+    lock_after_steps: int | None = None
+    schedule: ScheduleConfig | None = None
+    total_steps: int = 0
+
+    def is_locked(self, step: int) -> bool:
+        """Say whether step number ``step`` leaves the parameters as they are."""
+        return self.lock_after_steps is not None and step >= self.lock_after_steps
+
+    def learning_rate(self, learning_rate: float, step: int) -> float:
+        """Return the learning rate of step number ``step``, where the run's is ``learning_rate``."""
+        if self.is_locked(step):
+            return 0.0
+        rate = learning_rate * self.factor
+        if self.lock_after_steps is None or self.schedule is None:
+            return rate
+        usual = self.schedule.factor(step, self.total_steps)
+        own = self.schedule.factor(step, self.total_steps, self.lock_after_steps)
+        return rate * own / usual if usual else 0.0
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -100,10 +145,18 @@ def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Make the next step of ``optimizer`` use ``learning_rate``."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, step: int) -> None:
+    """Make step number ``step`` of ``optimizer`` use ``learning_rate``, or what each group's course makes of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = group.get("course", Course()).learning_rate(learning_rate, step)
+
+
+def drop_locked_gradients(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Forget the gradients of what is locked at ``step``: the optimiser passes it by, and no norm contains it."""
+    for group in optimizer.param_groups:
+        if group.get("course", Course()).is_locked(step):
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _can_fuse(model: nn.Module) -> bool:

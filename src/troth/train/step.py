@@ -17,9 +17,10 @@ from troth.objectives.base import Objective
 from troth.similarity import GroupMatches, Pairs
 from troth.state import State
 from troth.train import accumulate
+from troth.train.average import AverageConfig, AveragedWeights
 from troth.train.captions import caption_groups
 from troth.train.episodes import Episodes
-from troth.train.optimizer import set_learning_rate, trainable_parameters
+from troth.train.optimizer import drop_locked_gradients, set_learning_rate, trainable_parameters
 from troth.train.parallel import replicate
 from troth.train.randomness import seed_step
 from troth.types import Batch
@@ -70,11 +71,12 @@ class TrainStep:
     .. code-block:: text
 
         batch -> towers (autocast) -> features -> pairs -> (B,) losses -> mean -> backward -> mean over ranks
-              -> clip -> AdamW -> clamp the scale
+              -> clip -> AdamW -> clamp the scale -> average
 
     The pairs carry what is known about them beside their embeddings: sample ids, which of them have the same caption
     (``matches``), and the teacher's features of their images if the batch comes from a
-    :class:`~troth.train.teacher.TaughtStream`.
+    :class:`~troth.train.teacher.TaughtStream`. To an objective that needs a teacher when the batch brings none, the
+    average of the weights is one (:class:`~troth.train.momentum_teacher.MomentumTeacher`).
 
     Args:
         model: the model, on its device; wrapped for several ranks at the first step.
@@ -87,6 +89,10 @@ class TrainStep:
         precision: what the towers are autocast to, or None.
         channels_last: whether pictures go to the towers in channels-last layout.
         episodes: the clusters that the pairs carry, or None.
+        average: keep an average of the weights, or None.
+
+    Attributes:
+        average: the average, or None.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class TrainStep:
         precision: torch.dtype | None = None,
         channels_last: bool = False,
         episodes: Episodes | None = None,
+        average: AverageConfig | None = None,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -113,6 +120,7 @@ class TrainStep:
         self.precision = precision
         self.channels_last = channels_last
         self.episodes = episodes
+        self.average = None if average is None else AveragedWeights(model, average)
         self._parameters = [parameter for _, parameter in trainable_parameters(model)]
         self._replica: nn.Module | None = None
 
@@ -124,8 +132,8 @@ class TrainStep:
             NonFiniteStepError: on every rank alike, before the optimiser has changed a weight, if the loss of any rank
                 or the gradient is not finite.
         """
-        teacher_image = self._teacher_image(loaded)
         batch = loaded.batch.to(self._parameters[0].device, channels_last=self.channels_last)
+        teacher_image = self._teacher_image(loaded, batch)
         matches = GroupMatches(caption_groups(batch.text))
         if self._replica is None:
             sample = batch.slice(0, self.micro_batch_size or len(batch))
@@ -161,22 +169,27 @@ class TrainStep:
             micro_batch_size=self.micro_batch_size,
             precision=self.precision,
         )
+        drop_locked_gradients(self.optimizer, step)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip))
         if not math.isfinite(norm):
             raise NonFiniteStepError("gradient norm", losses)
-        set_learning_rate(self.optimizer, learning_rate)
+        set_learning_rate(self.optimizer, learning_rate, step)
         self.optimizer.step()
         self.model.clamp_scale()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return _report(sums, norm, notes)
 
-    def _teacher_image(self, loaded: LoadedBatch) -> Float[Tensor, "B F"] | None:
-        if loaded.teacher_image is None and self.objective.needs_teacher:
+    def _teacher_image(self, loaded: LoadedBatch, batch: Batch) -> Float[Tensor, "B F"] | None:
+        if loaded.teacher_image is not None or not self.objective.needs_teacher:
+            return loaded.teacher_image
+        if self.average is None:
             raise UserError(
                 "the objective copies a teacher, and there is none",
                 where="teacher",
-                remedy="name one in the recipe, or train on a TaughtStream",
+                remedy="name one in the recipe, train on a TaughtStream, or keep an average",
             )
-        return loaded.teacher_image
+        return self.average.embed_image(batch.image, self.micro_batch_size, self.precision)
 
 
 @torch.no_grad()

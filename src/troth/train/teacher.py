@@ -2,7 +2,8 @@
 
 A teacher belongs to the data, not to the model: :class:`TaughtStream` hands out its features with every batch, and no
 optimiser or checkpoint knows of it. A resumed run builds it again; which teacher it was is part of the stream's
-fingerprint, so that another one is refused.
+fingerprint, so that another one is refused. The exception is the model's own average
+(:mod:`troth.train.momentum_teacher`), which the training step keeps.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from troth.embed.features import Progress, collect_images, ledger_of
 from troth.embed.pictures import DECODER, picture_batches, picture_identity
 from troth.encoders import DualEncoder, HeadsEncoder, OpenClipEncoder
 from troth.errors import UserError
+from troth.train.momentum_teacher import MomentumTeacher
 from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrecision, load_tower
 from troth.types import STRICT, Batch
 
@@ -205,7 +207,7 @@ class OnlineTeacher:
 
 
 #: What a recipe may put under ``[teacher]``, told apart by ``kind``.
-TeacherConfig = Annotated[InputTeacher | CachedTeacher | OnlineTeacher, Field(discriminator="kind")]
+TeacherConfig = Annotated[InputTeacher | CachedTeacher | OnlineTeacher | MomentumTeacher, Field(discriminator="kind")]
 
 
 class InputFeatures:

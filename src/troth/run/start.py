@@ -1,0 +1,137 @@
+"""Beginning with the weights of another run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from troth.encoders import ContrastiveModel
+from troth.encoders.lora import ADAPTED, ADAPTER
+from troth.errors import UserError
+from troth.recipe import Recipe
+from troth.run.opened import find_checkpoint, weights_name
+from troth.train import read_position
+
+_WHERE = "start_from"
+
+
+class Beginning(NamedTuple):
+    """Weights to begin with.
+
+    Attributes:
+        folder: the run they come from.
+        step: of its checkpoint.
+        file: where they are.
+        prefix: of their names in the file.
+    """
+
+    folder: Path
+    step: int
+    file: Path
+    prefix: str
+
+
+def start(recipe: Recipe, model: ContrastiveModel) -> Recipe:
+    """Put the weights that ``recipe`` starts from, if any, into its freshly built ``model``.
+
+    The learned scale and bias come along, unless the recipe gives their first values itself. New adapters keep theirs.
+
+    Returns:
+        The recipe, with the step of the weights written down: another best one later must not change what it says.
+
+    Raises:
+        UserError: if there is no such run or checkpoint, or its weights do not fit.
+    """
+    if recipe.start_from is None:
+        return recipe
+    found = _find(recipe.start_from)
+    _put(found, recipe, model)
+    return replace(recipe, start_from=f"{found.folder}@{found.step}")
+
+
+def _find(text: str) -> Beginning:
+    name, _, which = text.rpartition("@")
+    if not name or not (which.isdigit() or which in ("best", "last")):
+        name, which = text, "best"
+    folder = Path(name)
+    try:
+        if not (folder / "checkpoints").is_dir():
+            raise UserError(
+                "not a run", where=str(folder), remedy="name a run's folder; model.pretrained takes open_clip's weights"
+            )
+        path = find_checkpoint(folder, which)
+        file = weights_name(path, None)
+    except UserError as error:
+        raise UserError(error.message, where=f"{_WHERE}: {error.where}", remedy=error.remedy) from None
+    prefix = "" if file == "model" else "module."
+    return Beginning(folder, read_position(path).step, path / f"{file}.safetensors", prefix)
+
+
+@torch.no_grad()
+def _put(found: Beginning, recipe: Recipe, model: ContrastiveModel) -> None:
+    own = model.state_dict()
+    with safe_open(found.file, framework="pt") as file:
+        shapes = {
+            name.removeprefix(found.prefix): tuple(file.get_slice(name).get_shape())
+            for name in file.keys()  # noqa: SIM118
+            if name != "n_averaged"
+        }
+        wanted = _wanted(list(own), set(shapes), recipe)
+        _check(wanted, own, shapes, found)
+        for name, source in wanted.items():
+            if source in shapes:
+                own[name].copy_(file.get_tensor(found.prefix + source))
+    model.clamp_scale()
+
+
+def _wanted(own: list[str], theirs: set[str], recipe: Recipe) -> dict[str, str]:
+    """Return the names of what is taken, and what each is called where it comes from."""
+    adapted = any(ADAPTER in name for name in theirs)
+    kept = {name for name in own if ADAPTER in name and not adapted}
+    if recipe.scale.init is not None:
+        kept.add("log_scale")
+    if recipe.scale.bias_init is not None or "bias" not in theirs:  # the run had another objective
+        kept.add("bias")
+    return {name: name if adapted else name.replace(ADAPTED, "") for name in own if name not in kept}
+
+
+def _check(
+    wanted: dict[str, str], own: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], found: Beginning
+) -> None:
+    """Raise a UserError that names the first parameter that does not fit."""
+    mismatch = _mismatch(wanted, own, shapes, found)
+    if mismatch is not None:
+        raise UserError(
+            f"the weights do not fit: {mismatch}", where=_WHERE, remedy="use the model section of that run's recipe"
+        )
+    more = sorted(shapes.keys() - set(wanted.values()) - {"bias", "log_scale"})
+    if any(ADAPTER in name for name in more):
+        raise UserError(
+            f"{found.folder} has adapters, which this model has no places for",
+            where=_WHERE,
+            remedy='export it, and set model = { kind = "open_clip", name = "local-dir:..." }',
+        )
+    if more:
+        raise UserError(
+            f"the weights do not fit: {found.folder} has {more[0]}, which is nothing here",
+            where=_WHERE,
+            remedy="use the model section of that run's recipe",
+        )
+
+
+def _mismatch(
+    wanted: dict[str, str], own: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], found: Beginning
+) -> str | None:
+    saved = {own[name].data_ptr() for name, source in wanted.items() if source in shapes}
+    for name, source in wanted.items():
+        if source not in shapes:
+            if own[name].data_ptr() not in saved:  # tied weights are saved once
+                return f"{found.folder} has no {source}"
+        elif shapes[source] != tuple(own[name].shape):
+            return f"{source} is {list(shapes[source])} in {found.folder} and {list(own[name].shape)} here"
+    return None
