@@ -5,6 +5,7 @@ from __future__ import annotations
 from troth.run.build import Built, build, data_argument
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import audit, check_data, embed, evaluate, export, run_tasks
+from troth.run.start import start
 from troth.run.training import resume, show_dry_run, train
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "resume",
     "run_tasks",
     "show_dry_run",
+    "start",
     "train",
 ]

@@ -104,23 +104,16 @@ def _check(
     wanted: dict[str, str], own: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], found: Beginning
 ) -> None:
     """Raise a UserError that names the first parameter that does not fit."""
-    mismatch = _mismatch(wanted, own, shapes, found)
-    if mismatch is not None:
-        raise UserError(
-            f"the weights do not fit: {mismatch}", where=_WHERE, remedy="use the model section of that run's recipe"
-        )
-    more = sorted(shapes.keys() - set(wanted.values()) - {"bias", "log_scale"})
-    if any(ADAPTER in name for name in more):
+    if any(ADAPTER in name for name in shapes) and not any(ADAPTER in name for name in own):
         raise UserError(
             f"{found.folder} has adapters, which this model has no places for",
             where=_WHERE,
             remedy='export it, and set model = { kind = "open_clip", name = "local-dir:..." }',
         )
-    if more:
+    mismatch = _mismatch(wanted, own, shapes, found)
+    if mismatch is not None:
         raise UserError(
-            f"the weights do not fit: {found.folder} has {more[0]}, which is nothing here",
-            where=_WHERE,
-            remedy="use the model section of that run's recipe",
+            f"the weights do not fit: {mismatch}", where=_WHERE, remedy="use the model section of that run's recipe"
         )
 
 
@@ -134,4 +127,5 @@ def _mismatch(
                 return f"{found.folder} has no {source}"
         elif shapes[source] != tuple(own[name].shape):
             return f"{source} is {list(shapes[source])} in {found.folder} and {list(own[name].shape)} here"
-    return None
+    more = sorted(shapes.keys() - set(wanted.values()) - {"bias", "log_scale"})
+    return f"{found.folder} has {more[0]}, which is nothing here" if more else None
