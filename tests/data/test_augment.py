@@ -144,7 +144,7 @@ def test_the_stream_of_a_recipe_augments_as_it_says() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("heads-infonce", ["data.augmentation=simclr"], "heads take features"),
+        ("heads-infonce", ["data.augmentation=simclr"], "no pictures to augment"),
         ("small-infonce", ["data.augmentation={blur_probability=0.5, blur_kernel=999}"], "too wide"),
     ],
 )

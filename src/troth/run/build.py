@@ -238,7 +238,7 @@ def _check_augmentation(recipe: Recipe, model: ContrastiveModel) -> None:
         picture_transform(model.encoder, train=True, augmentation=recipe.data.augmentation)
     elif recipe.data.augmentation != Augmentation():
         raise UserError(
-            "heads take features of whole pictures, which were computed before: there is nothing to augment",
+            "the model takes features that were computed before: there are no pictures to augment",
             where="data.augmentation",
             remedy='set it to "none", or train towers',
         )
