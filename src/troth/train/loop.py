@@ -19,6 +19,7 @@ from troth import distributed
 from troth.data.ledger import Ledger
 from troth.data.loader import BatchStream, LoadedBatch
 from troth.encoders.contrastive import ContrastiveModel
+from troth.encoders.tower_training import TowerSide
 from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.base import Objective
 from troth.state import Clock, State
