@@ -75,8 +75,8 @@ class KNNTask:
 class LinearProbeTask:
     """Which class does a picture show, going by logistic regression on training pictures' points?
 
-    The pictures and classes are those of :class:`KNNTask`. Points are taken as they are: on the sphere, whose points are
-    short for this much regularisation, a larger ``inverse_regularization`` usually fits better.
+    The pictures and classes are those of :class:`KNNTask`. Points are taken as they are: for
+    those of the sphere, of unit length, the default regularises strongly.
 
     Attributes:
         name: the task's name in tables and metrics.
