@@ -152,7 +152,7 @@ def test_a_taught_run_resumes_bit_for_bit_and_only_with_its_teacher(tmp_path: Pa
         )
 
     class Stopping(SmallStream):
-        def batches(self, start_step, stop_step):
+        def batches(self, start_step, stop_step, *, view=0):
             yield from super().batches(start_step, 9)
             raise InterruptedError
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -229,6 +230,10 @@ class FrozenTextEncoder:
         return self._pipeline.pool(hidden.float(), mask).cpu()
 
 
+#: ``organisation/model`` of the Hugging Face hub.
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
 def _text_folder(name: str) -> Path:
     """Return the folder of a text encoder; the packaged one is found without importing its package."""
     if name == MINILM:
@@ -242,10 +247,26 @@ def _text_folder(name: str) -> Path:
             remedy="pip install 'troth[demo]'",
         )
     folder = Path(name).expanduser()
+    if not folder.exists() and _HUB_NAME.fullmatch(name):
+        return _fetched(name)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"there is no frozen text encoder {name!r}",
             where="model.text_encoder",
-            remedy=f"use {MINILM!r}, or the folder of a saved sentence-transformers or transformers model",
+            remedy=f"use {MINILM!r}, or the folder or hub name of a sentence-transformers or transformers model",
         )
     return folder
+
+
+def _fetched(name: str) -> Path:
+    """Return the folder of a model of the Hugging Face hub, from its cache or the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    except Exception as error:  # the hub client raises its own family of errors
+        raise UserError(
+            f"the text encoder {name!r} cannot be fetched: {first_line(error)}",
+            where="model.text_encoder",
+            remedy="hub models need the network once; or give the folder of a saved model",
+        ) from error
