@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.objectives.clusters import rows_of, swapped, with_leaves
 from tests.objectives.instances import INSTANCES, case_of, features, on_geometry, pairs_of, state_of
 from troth import distributed
 from troth.similarity import GroupMatches, ListedMatches, Pairs
@@ -46,6 +47,8 @@ def two_steps(name: str, geometry: str | None = None) -> tuple[Tensor, list[Tens
         leaves = [own(x).requires_grad_() for x in (case.image, case.text)]
         leaves.append(case.scale.clone().requires_grad_())
         bias = None if case.bias is None else case.bias.clone().requires_grad_()
+        assert case.prototypes is not None
+        prototypes, projections = with_leaves(rows_of(case.prototypes, own))
         mine = replace(
             case,
             image=leaves[0],
@@ -56,11 +59,12 @@ def two_steps(name: str, geometry: str | None = None) -> tuple[Tensor, list[Tens
             matches=own(case.matches),
             weight=own(case.weight),
             teacher_image=own(case.teacher_image),
+            prototypes=prototypes,
         )
         losses = case.objective(pairs_of(mine, tile=(3, 2)), state)
-        inputs = leaves if bias is None else [*leaves, bias]
+        inputs = [*leaves, *projections] if bias is None else [*leaves, *projections, bias]
         gradients = torch.autograd.grad(losses.mean(), inputs, allow_unused=True, materialize_grads=True)
-        case = replace(case, image=case.text, text=case.image)
+        case = replace(case, image=case.text, text=case.image, prototypes=swapped(case.prototypes))
     return losses.detach(), list(gradients)
 
 

@@ -237,7 +237,7 @@ def test_features_come_in_the_same_batches(tmp_path: Path, mode: str) -> None:
     # What is trained on is the features' bits: a picture encoded anew is other data, and a resume must notice.
     changed = FeatureStream(
         source,
-        streams[0]._plan,
+        streams[0].plan,
         image_features=image_features + 1e-3,
         captions=captions,
         text_features=text_features,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.objectives.clusters import prototypes_of
 from tests.references.case import Case
 from troth.geometry import FILIP, Euclidean, Geometry, Oblique
 from troth.objectives import (
@@ -14,6 +15,7 @@ from troth.objectives import (
     CleanPosterior,
     CyCLIP,
     DeCL,
+    ExternalPrototypes,
     GammaWeights,
     GeneralizedCE,
     GivenWeights,
@@ -22,6 +24,7 @@ from troth.objectives import (
     Mimic,
     NoiseMixture,
     Objective,
+    Prototypes,
     Reweighted,
     SelfDistillation,
     Sigmoid,
@@ -59,6 +62,11 @@ def _random(objective: Objective) -> Instance:
 
 def _fixed(objective: Objective, **laws: bool) -> Instance:
     return Instance(objective, exact_slope=False, **laws)
+
+
+def _clustered(objective: Objective) -> Instance:
+    # The clusters are made of the batch: those of wrong pairs are as good as those of right ones (test_prototypes.py).
+    return Instance(objective, prefers_right=False)
 
 
 #: List an objective here and it is held to everything in test_conformance.py and test_distributed.py.
@@ -103,6 +111,20 @@ INSTANCES: dict[str, Instance] = {
     "mimic": Instance(Mimic(), symmetric=False, prefers_right=False, smooth=False),
     "mimic, pearson": Instance(Mimic(distance="pearson"), symmetric=False, prefers_right=False),
     "cyclip": Instance(CyCLIP(), prefers_right=False),
+    "prototypes": _clustered(Prototypes()),
+    "prototypes, soft": _clustered(Prototypes(target_temperature=0.3)),
+    "prototypes, hard": _clustered(Prototypes(target_temperature=None)),
+    "prototypes, not translated": _clustered(Prototypes(target_temperature=0.3, back_translation=False)),
+    "prototypes, normalised": _clustered(Prototypes(target_temperature=0.3, normalize_prototypes=True)),
+    "prototypes, masked": _clustered(Prototypes(target_temperature=0.3, mask_empty=True)),
+    "prototypes, hard, masked, normalised": _clustered(
+        Prototypes(target_temperature=None, back_translation=False, normalize_prototypes=True, mask_empty=True)
+    ),
+    "external_prototypes": _clustered(ExternalPrototypes()),
+    "external_prototypes, soft, masked, normalised": _clustered(
+        ExternalPrototypes(target_temperature=0.3, normalize_prototypes=True, mask_empty=True)
+    ),
+    "sum of prototypes": Instance(Sum(((1.0, InfoNCE()), (2.0, Prototypes()), (0.5, ExternalPrototypes())))),
     "sum": Instance(Sum(((1.0, InfoNCE()), (5.0, Affinity()), (0.5, NoiseMixture(learn=True)))), smooth=False),
     "reweighted": _fixed(Reweighted(InfoNCE(), by=CleanPosterior(warmup_epochs=1))),
     "reweighted, given": Instance(Reweighted(GeneralizedCE(), by=GivenWeights())),
@@ -150,6 +172,7 @@ def case_of(objective: Objective, size: int = 7, seed: int = 0, dim: int = 6, sc
         matches=matches,
         weight=torch.rand(size, generator=generator, dtype=torch.float64) + 0.5,
         teacher_image=torch.randn(size, 4, generator=generator, dtype=torch.float64),
+        prototypes=prototypes_of(*features(size, dim=4, seed=seed + 7), torch.tensor(scale * 1.5).double()),
         clock=Clock(seed=5, step=3, steps_per_epoch=2, total_steps=8),
     )
 
@@ -178,6 +201,7 @@ def pairs_of(case: Case, **changes: object) -> Pairs:
         matches=DenseMatches(case.matches),
         weight=case.weight,
         teacher_image=case.teacher_image,
+        prototypes=case.prototypes,
         geometry=case.geometry,
         **changes,
     )
@@ -199,4 +223,5 @@ def losses(
     objective.prepare(state)
     settings.setdefault("teacher_image", torch.ones(len(image), 2, dtype=image.dtype))
     settings.setdefault("weight", torch.ones(len(image), dtype=image.dtype))
+    settings.setdefault("prototypes", prototypes_of(image, text, scale))
     return objective(Pairs(image, text, scale, bias, torch.arange(len(image)), **settings), state)

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.objectives.clusters import rows_of, swapped, with_leaves
 from tests.objectives.instances import INSTANCES, Instance, bias_of, case_of, features, losses, pairs_of, state_of
 from tests.references import REFERENCES
 from tests.references.case import Case
 from troth.encoders.contrastive import Features
 from troth.geometry import Sphere
 from troth.objectives import ObjectiveConfig
-from troth.similarity import DenseMatches
+from troth.similarity import DenseMatches, PrototypePairs
 from troth.state import Clock, State
 from troth.train import accumulate
 from troth.types import Batch
@@ -34,8 +35,20 @@ def _leaves(case: Case) -> tuple[Case, list[Tensor]]:
     leaves = [case.image.detach().requires_grad_(), case.text.detach().requires_grad_()]
     leaves.append(case.scale.detach().requires_grad_())
     bias = None if case.bias is None else case.bias.detach().requires_grad_()
-    fresh = replace(case, image=leaves[0], text=leaves[1], scale=leaves[2], bias=bias)
-    return fresh, leaves if bias is None else [*leaves, bias]
+    if bias is not None:
+        leaves.append(bias)
+    prototypes, projections = None, []
+    if case.objective.needs_prototypes:
+        assert case.prototypes is not None
+        prototypes, projections = with_leaves(case.prototypes)
+    fresh = replace(case, image=leaves[0], text=leaves[1], scale=leaves[2], bias=bias, prototypes=prototypes)
+    return fresh, [*leaves, *projections]
+
+
+def _swapped(case: Case) -> Case:
+    """The case with the modalities exchanged."""
+    assert case.prototypes is not None
+    return replace(case, image=case.text, text=case.image, prototypes=swapped(case.prototypes))
 
 
 def test_every_objective_is_listed_and_has_a_reference() -> None:
@@ -66,19 +79,20 @@ def test_steps_equal_the_float64_loop_in_values_and_gradients(instance: Instance
         torch.testing.assert_close(values[1], values[0], rtol=1e-10, atol=1e-11)
         for streamed, reference in zip(gradients[1], gradients[0], strict=True):
             torch.testing.assert_close(streamed, reference, rtol=1e-9, atol=1e-11)
-        case = replace(case, image=case.text, text=case.image)  # another batch
+        case = _swapped(case)  # another batch
 
 
 @pytest.mark.parametrize("name", [n for n, each in INSTANCES.items() if each.exact_slope and each.smooth])
 def test_gradcheck(name: str) -> None:
-    case = case_of(INSTANCES[name].objective, size=4, dim=3)
+    case, leaves = _leaves(replace(case_of(INSTANCES[name].objective, size=4, dim=3), bias=None))
 
-    def value(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        moved = replace(case, image=image, text=text, scale=scale)
+    def value(image: Tensor, text: Tensor, scale: Tensor, *projected: Tensor) -> Tensor:
+        moved = replace(case, image=image, text=text, scale=scale, bias=bias_of(case.objective))
+        if case.prototypes is not None:
+            moved = replace(moved, prototypes=PrototypePairs(*projected, case.prototypes.clusters))
         return case.objective(pairs_of(moved, tile=(3, 2)), state_of(moved))
 
-    inputs = (case.image.requires_grad_(), case.text.requires_grad_(), case.scale.requires_grad_())
-    assert torch.autograd.gradcheck(value, inputs)
+    assert torch.autograd.gradcheck(value, leaves)
 
 
 @given(seed=st.integers(0, 10_000), size=st.integers(2, 10), data=st.data())
@@ -91,6 +105,7 @@ def test_permuting_the_pairs_permutes_the_losses(name: str, seed: int, size: int
     assert case.matches is not None
     assert case.weight is not None
     assert case.teacher_image is not None
+    assert case.prototypes is not None
     permuted = replace(
         case,
         image=case.image[order],
@@ -99,6 +114,7 @@ def test_permuting_the_pairs_permutes_the_losses(name: str, seed: int, size: int
         matches=case.matches[order][:, order],
         weight=case.weight[order],
         teacher_image=case.teacher_image[order],
+        prototypes=rows_of(case.prototypes, lambda rows: rows[order]),
     )
     straight = case.objective(pairs_of(case, tile=(4, 3)), state_of(case))
     moved = case.objective(pairs_of(permuted, tile=(4, 3)), state_of(permuted))
@@ -108,10 +124,9 @@ def test_permuting_the_pairs_permutes_the_losses(name: str, seed: int, size: int
 @pytest.mark.parametrize("name", [name for name, each in INSTANCES.items() if each.symmetric])
 def test_swapping_the_modalities_keeps_the_losses(name: str) -> None:
     case = case_of(INSTANCES[name].objective, size=9)
-    swapped = replace(case, image=case.text, text=case.image)
     torch.testing.assert_close(
         case.objective(pairs_of(case), state_of(case)),
-        case.objective(pairs_of(swapped), state_of(swapped)),
+        case.objective(pairs_of(_swapped(case)), state_of(case)),
         rtol=1e-9,
         atol=1e-11,
     )
@@ -141,9 +156,14 @@ def test_bfloat16_features_lose_no_more_than_in_the_naive_loop(instance: Instanc
     sphere = Sphere()
     rounded = [sphere.project(x.bfloat16()) for x in (case.image, case.text)]
     assert all(x.dtype == torch.float32 for x in rounded)
-    exact = replace(case, image=rounded[0].double(), text=rounded[1].double(), memory={})
+    assert case.prototypes is not None
+    projected = rows_of(case.prototypes, lambda rows: rows.bfloat16().float() if rows.is_floating_point() else rows)
+    projected = replace(projected, scale=projected.scale.float())
+    doubled = rows_of(projected, lambda rows: rows.double() if rows.is_floating_point() else rows)
+    exact = replace(case, image=rounded[0].double(), text=rounded[1].double(), memory={}, prototypes=doubled)
     bias = None if case.bias is None else case.bias.float()
-    single = replace(case, image=rounded[0], text=rounded[1], scale=case.scale.float(), bias=bias, memory={})
+    single = replace(exact, image=rounded[0], text=rounded[1], scale=case.scale.float(), bias=bias, memory={})
+    single.prototypes = projected
     weights = torch.linspace(0.2, 2.0, case.size, dtype=torch.float64)
     values, gradients = [], []
     for compute, of in (("reference", exact), ("reference", single), ("streamed", single)):
@@ -202,11 +222,15 @@ class _Towers(nn.Module):
             self.text.weight.copy_(self.image.weight[:, :4])
         self.log_scale = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
         self.bias = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64)) if bias else None
+        self.projection = nn.Linear(6, 4, dtype=torch.float64)
+        self.log_prototype_scale = nn.Parameter(torch.tensor(1.2, dtype=torch.float64))
 
     def forward(self, image: Tensor, text: Tensor) -> Features:
         sphere = Sphere()
-        points = sphere.project(self.image(image)), sphere.project(self.text(text))
-        return Features(*points, self.log_scale.exp(), self.bias)
+        raw = self.image(image), self.text(text)
+        points = [sphere.project(each) for each in raw]
+        projected = [sphere.project(self.projection(each)) for each in raw]
+        return Features(*points, self.log_scale.exp(), self.bias, *projected, self.log_prototype_scale.exp())
 
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_big_batch(instance: Instance) -> None:
@@ -221,6 +245,12 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_big_batch(instance: 
 
         def loss(points: Features, state: State = state) -> Tensor:
             moved = replace(case, image=points.image, text=points.text, scale=points.scale, bias=points.bias)
+            moved.prototypes = replace(
+                case.prototypes,
+                image=points.image_projection,
+                text=points.text_projection,
+                scale=points.prototype_scale,
+            )
             return objective(pairs_of(moved), state)
 
         accumulate.backward(model, batch, loss, micro_batch_size=micro_batch_size)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.geometry import references
 from troth.geometry import FILIP, Geometry, Oblique, Sphere
+from troth.similarity import PrototypePairs
 from troth.state import Clock
 from troth.types import Side
 
@@ -62,6 +63,7 @@ class Case:
     matches: Tensor | None = None
     weight: Tensor | None = None
     teacher_image: Tensor | None = None
+    prototypes: PrototypePairs | None = None
     geometry: Geometry = field(default_factory=Sphere)
     clock: Clock = field(default_factory=Clock)
     memory: dict[str, dict[int, Tensor]] = field(default_factory=dict)
