@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from troth import distributed
 from troth.encoders.towers import seeded
+from troth.errors import UserError
 from troth.types import STRICT
 
 Count = Annotated[int, Field(gt=0)]
@@ -51,9 +52,26 @@ class SharedBatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, input: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
-        """Normalise by the batch's mean and variance in training, by their running averages otherwise."""
-        if not self.training or distributed.world_size() == 1:
+        """Normalise by the batch's mean and variance in training, by their running averages otherwise.
+
+        Statistics of half-precision rows are computed in float32, as torch's own are.
+
+        Raises:
+            UserError: for a single row in training, which has no variance.
+        """
+        if not self.training:
             return super().forward(input)
+        if len(input) * distributed.world_size() < 2:
+            raise UserError(
+                "the batch norm of prototype heads cannot work on one row at a time",
+                where="train.micro_batch_size",
+                remedy="choose a size that leaves no single row at the end of a batch",
+            )
+        if distributed.world_size() == 1:
+            return super().forward(input)
+        return self._over_ranks(input.to(self.weight.dtype)).to(input)
+
+    def _over_ranks(self, input: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
         momentum = self.momentum or 0.0
         assert self.running_mean is not None
         assert self.running_var is not None
