@@ -122,6 +122,15 @@ MISTAKES = [
         ['objective={kind="sum", terms=[[1.0, {kind="infonce"}]]}', "objective.terms.0.x=2"],
         ["'x' is no place in a list of 2"],
     ),
+    # episodes
+    (["episodes={sise=4096}"], ["episodes.sise", "did you mean 'size'?"]),
+    (["episodes={size=1}"], ["episodes.size", "greater than 1"]),
+    (["episodes={size=10}"], ["episodes", "images_per_prototype (10) must be at most half of size (10)"]),
+    (["episodes={warmup_episodes=-1}"], ["episodes.warmup_episodes", "greater than or equal to 0"]),
+    (["episodes={lock_image_from=0}"], ["episodes.lock_image_from", "greater than 0"]),
+    (["episodes={projection={scale_cap=0.5}}"], ["episodes.projection.scale_cap", "greater than or equal to 1"]),
+    (["episodes={kmeans={iteration=3}}"], ["episodes.kmeans.iteration", "did you mean 'iterations'?"]),
+    (["objective={kind='prototypes', target_temperature=0}"], ["objective.target_temperature", "greater than 0"]),
     # a setting that is none
     (["train.epochs"], ["--set train.epochs: not a setting", "field.field=value"]),
     (["=3"], ["--set =3: not a setting"]),
@@ -156,6 +165,26 @@ BUILDING = [
     ("heads-infonce", ["geometry={kind='filip', sub_dim=100}"], ["geometry.sub_dim: features of 256 dimensions"]),
     ("open-clip", ["data.source={kind='embedded'}", "model.name=ViT-B-33"], ["model.name", "ViT-B-32"]),
     ("open-clip", ["data.source={kind='embedded'}", "model.pretrained=lion"], ["model.pretrained", "laion"]),
+    (
+        "heads-infonce",
+        ["objective={kind='sum', terms=[[1.0, {kind='prototypes'}]]}"],
+        ["episodes: the objective learns from the clusters of episodes", "add an [episodes] section"],
+    ),
+    (
+        "heads-protoclip",
+        ["objective.kind=external_prototypes"],
+        ["episodes: external_prototypes learns from a frozen teacher's clusters, and the episodes have no teacher"],
+    ),
+    (
+        "small-infonce",
+        ["episodes={size=64}", "train.batch_size=65"],
+        ["episodes.size: an episode of 64 samples has no whole batch of 65", "a smaller train.batch_size"],
+    ),
+    (
+        "small-infonce",
+        ["episodes={size=1000000, with_replacement=false}"],
+        ["episodes.size: an episode of 1000000 samples from a set of", "draw with replacement"],
+    ),
     ("small-infonce", ["train.batch_size=100000"], ["batch_size", "train.batch_size: a batch of 100000"]),
 ]
 

@@ -1,6 +1,5 @@
 """Projection heads: their start, their lengths, what decays, their scale, and batch norm over several processes."""
 
-
 import pytest
 import torch
 from torch import nn

@@ -84,7 +84,7 @@ class Built:
             return None
         assert isinstance(stream.plan, EpisodePlan)
         if config.external is None:
-            return Episodes(config, stream.plan)
+            return Episodes(config, stream.plan, with_prototypes=self.recipe.objective.needs_prototypes)
         data = TaughtData(
             self.source,
             self.noise,
@@ -268,7 +268,10 @@ def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
 
 
 def _check_episodes(recipe: Recipe) -> None:
-    """Raise a UserError where the objective learns from clusters that no episode makes."""
+    """Raise a UserError where the objective learns from clusters that no episode makes.
+
+    Episodes without such an objective are an order of the samples, and welcome.
+    """
     if recipe.episodes is None and recipe.objective.needs_prototypes:
         raise UserError(
             "the objective learns from the clusters of episodes, and the recipe has none",
@@ -310,7 +313,7 @@ def build_model(recipe: Recipe) -> ContrastiveModel:
         recipe.scale,
         with_bias=recipe.objective.needs_bias,
         prototype_heads=None
-        if recipe.episodes is None
+        if recipe.episodes is None or not recipe.objective.needs_prototypes
         else recipe.episodes.projection.build(encoder.embed_dim, recipe.seed),
     )
     with at("towers"):

@@ -22,7 +22,7 @@ from troth.run.build import Built, at, build
 from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
 from troth.run.start import start
-from troth.train import Checkpoints, Trainer, TrainResult, dry_run
+from troth.train import Checkpoints, Episodes, Trainer, TrainResult, dry_run
 from troth.train.hardware import resolve_device
 from troth.train.resume import holds_run
 
@@ -129,6 +129,16 @@ def _worth_printing(metrics: dict[str, float]) -> list[str]:
     return [name for name in metrics if name.endswith(("top1", "mean_recall"))]
 
 
+def _episode_rows(episodes: Episodes, epochs: int) -> dict[str, str]:
+    rows = {"episodes": f"{episodes.plan.episodes(epochs):,} of {episodes.num_samples:,} samples"}
+    if not episodes.with_prototypes:
+        return rows
+    return rows | {
+        "prototypes": f"{episodes.num_prototypes:,} a clustering",
+        "not in these times": "encoding and clustering each episode",
+    }
+
+
 def show_dry_run(recipe: Recipe) -> None:
     """Build everything, make two steps that change nothing, and print what the run would cost."""
     with _process_group(recipe):
@@ -137,7 +147,8 @@ def show_dry_run(recipe: Recipe) -> None:
             start(recipe, built.model)
             stream = built.stream()
             _open_tasks(recipe)
-        report = dry_run(built.model, recipe.objective, stream, recipe.train, seed=recipe.seed)
+        episodes = built.episodes(stream)
+        report = dry_run(built.model, recipe.objective, stream, recipe.train, seed=recipe.seed, episodes=episodes)
         if not distributed.is_main():
             return
     wrong = f", {int(built.noise.mismatched.sum()):,} wrong" if isinstance(built.noise, CaptionAssignment) else ""
@@ -153,6 +164,8 @@ def show_dry_run(recipe: Recipe) -> None:
         "all steps": _duration(report.total_seconds),
         "peak memory": f"{report.peak_mib:,.0f} MiB",
     }
+    if episodes is not None:
+        rows |= _episode_rows(episodes, recipe.train.epochs)
     table = Table(title="Dry run: no run was begun", show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -73,7 +73,8 @@ class Position:
         precision: what the towers computed in, None where it was not written down.
         objective: what is minimised, with its settings; what is remembered about the pairs is its own.
         geometry: where the embeddings live.
-        episodes: how training is cut into episodes, and whose clusters it learns from; None if it is not.
+        episodes: how training is cut into episodes, and whose clusters it learns from; "none" if it is not, None where
+            it was not written down.
         versions: of Python and the libraries whose change may change the last bits.
     """
 

@@ -16,6 +16,7 @@ from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError
 from troth.objectives.base import Objective
 from troth.state import Clock, State
+from troth.train.episodes import Episodes
 from troth.train.loop import TrainConfig
 from troth.train.step import NonFiniteStepError
 from troth.types import Batch
@@ -41,14 +42,15 @@ class DryRunReport:
     Attributes:
         image_tower: parameters that image embeddings depend on, and text embeddings do not.
         text_tower: parameters that text embeddings depend on, and image embeddings do not.
-        other: shared parameters, scale and bias.
+        other: shared parameters, scale and bias, prototype heads.
         device: where the run would compute.
         precision: what the towers would compute in.
         total_steps: how many steps the run has.
         step_seconds: one step, including the wait for its batch.
         peak_mib: the highest memory use so far, MiB: of the GPU if there is one, else of this process.
-        total_seconds: estimate for all steps, without evaluation and checkpoints.
-        loss: of the first batch, nats.
+        total_seconds: estimate for all steps, without evaluation, checkpoints, and the encoding and clustering of
+            episodes.
+        loss: of the first batch, nats; where it learns prototypes, they are zeros.
         samples_per_second: pairs a second, over all ranks.
     """
 
@@ -66,9 +68,18 @@ class DryRunReport:
 
 
 def dry_run(
-    model: ContrastiveModel, objective: Objective, stream: BatchStream, config: TrainConfig, *, seed: int = 0
+    model: ContrastiveModel,
+    objective: Objective,
+    stream: BatchStream,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    episodes: Episodes | None = None,
 ) -> DryRunReport:
     """Make two steps with a learning rate of zero, the second one timed, and extrapolate.
+
+    Of a run in episodes they are steps with prototypes, whatever the first episodes learn. Nothing is encoded or
+    clustered.
 
     The weights stay as they are; running averages of BatchNorm move. Nothing is written.
 
@@ -77,7 +88,10 @@ def dry_run(
     """
     state = State(stream.num_samples, stream.fingerprint)
     objective.prepare(state)
-    make_step = config.step_maker(model, objective, state, seed, stream)
+    if episodes is not None:
+        episodes.declare(state)
+    start = 0 if episodes is None else episodes.rehearsal_step
+    make_step = config.step_maker(model, objective, state, seed, stream, episodes)
     total_steps = stream.total_steps(config.epochs)
     device = next(model.parameters()).device
     model.train()
@@ -85,10 +99,10 @@ def dry_run(
     first = next(batches)
     try:
         state.clock = Clock(seed, 0, stream.steps_per_epoch, total_steps)
-        report = make_step(first, 0, 0.0)
+        report = make_step(first, start, 0.0)
         state.clock = replace(state.clock, step=min(1, total_steps - 1))
         started = time.perf_counter()
-        make_step(next(batches, first), 1, 0.0)
+        make_step(next(batches, first), start if episodes is not None else 1, 0.0)
         seconds = time.perf_counter() - started
     except NonFiniteStepError as error:
         raise NonFiniteLossError(f"the {error.what} of the first batches is not finite") from error

@@ -13,7 +13,7 @@ from dataclasses import field, replace
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -35,8 +35,9 @@ from troth.types import STRICT
 
 Count = Annotated[int, Field(gt=0)]
 
-#: What a run does in an episode: learn pairs alone, learn prototypes too, or learn pairs with the image tower locked.
-Phase = Literal["warmup", "prototypes", "locked"]
+#: What a run does in an episode: learn pairs before there are prototypes, learn prototypes too, or learn pairs with the
+#: image tower locked; "pairs" where no objective learns prototypes.
+Phase = Literal["warmup", "prototypes", "locked", "pairs"]
 
 #: The view of the samples that is clustered; view 0 is the one that learns.
 _CLUSTERED_VIEW = 1
@@ -52,7 +53,8 @@ class EpisodesConfig:
     Attributes:
         size: samples of an episode; ``train.epochs`` says how many samples the whole run has.
         with_replacement: whether a sample may come twice in an episode (the released code).
-        images_per_prototype: samples for each prototype; ``size / images_per_prototype`` prototypes a modality.
+        images_per_prototype: samples for each prototype: a modality has as many prototypes as the samples of an
+            episode's whole batches, divided by this.
         kmeans: how the projections are clustered.
         warmup_episodes: first episodes that learn pairs alone.
         lock_image_from: the episode, counted from 1, from which on the image tower is locked and pairs alone are
@@ -91,7 +93,7 @@ class EpisodeReport:
     Attributes:
         episode: its number, from 1.
         phase: what it learned.
-        features_seconds: encoding the samples; 0 in an episode without prototypes.
+        features_seconds: encoding the samples; 0 in an episode that makes no prototypes.
         clustering_seconds: clustering them and translating the clusters.
         training_seconds: the rest: batches, steps, and what the loop does between them.
         occupied: for each clustering, how many of its prototypes have samples.
@@ -114,6 +116,8 @@ class Episodes:
         config: how.
         plan: the order of training, which the stream has too.
         external: a frozen teacher's features, which get clusters of their own; or None.
+        with_prototypes: whether an objective learns prototypes. If none does, nothing is encoded or clustered, and
+            episodes are an order of the samples: the one that the source's baseline, plain CLIP, has.
     """
 
     def __init__(
@@ -121,14 +125,17 @@ class Episodes:
         config: EpisodesConfig,
         plan: EpisodePlan,
         external: ExternalFeatures | None = None,
+        *,
+        with_prototypes: bool = True,
     ) -> None:
         self.config = config
         self.plan = plan
         self.external = None if external is None else external.features
+        self.with_prototypes = with_prototypes
         self.identity = repr(config) if external is None else f"{config!r} {external.identity}"
         self.num_samples = plan.steps_per_episode * plan.batch_size
         self.num_prototypes = self.num_samples // config.images_per_prototype
-        if self.num_prototypes < 2:
+        if with_prototypes and self.num_prototypes < 2:
             raise UserError(
                 f"an episode of {self.num_samples} samples has {self.num_prototypes} prototypes",
                 where="episodes.images_per_prototype",
@@ -143,6 +150,8 @@ class Episodes:
         episode = self.plan.epoch(step) + 1
         if self.config.lock_image_from is not None and episode >= self.config.lock_image_from:
             return "locked"
+        if not self.with_prototypes:
+            return "pairs"
         return "warmup" if episode <= self.config.warmup_episodes else "prototypes"
 
     @property
@@ -151,8 +160,19 @@ class Episodes:
         episode = self.config.lock_image_from
         return None if episode is None else (episode - 1) * self.plan.steps_per_episode
 
+    @property
+    def rehearsal_step(self) -> int:
+        """A step that costs what those with prototypes cost: the first of them, or the first of all if there is none.
+
+        A dry run makes it before anything is encoded, with prototypes of zeros.
+        """
+        step = self.config.warmup_episodes * self.plan.steps_per_episode
+        return step if self.phase(step) == "prototypes" else 0
+
     def declare(self, state: State) -> None:
         """Make room for an episode's clusters. Called before training and again after a resume."""
+        if not self.with_prototypes:
+            return
         own, dim = state.scope("episodes"), self.config.projection.dim
         for name, width in self._widths().items():
             own.declare_value(f"{name}/label", torch.zeros(self.num_samples, dtype=torch.int32))
@@ -184,9 +204,9 @@ class Episodes:
         phase = self.phase(step)
         began, encoded, occupied = time.perf_counter(), None, {}
         if phase == "prototypes":
-            image, text = self._encode(step, stream, model, precision, ledger)
+            ids, image, text = self._encode(step, stream, model, precision, ledger)
             encoded = time.perf_counter()
-            found = self._cluster(step, image, text) if distributed.is_main() else {}
+            found = self._cluster(step, ids, image, text) if distributed.is_main() else {}
             own = state.scope("episodes")
             for name in self._value_names():
                 own.set_value(name, found.get(name, own.value(name)))
@@ -204,12 +224,17 @@ class Episodes:
         began, self._began = self._began, None
         return replace(began, training_seconds=time.perf_counter() - self._training_since)
 
-    def pairs(self, step: int, features: Features, state: State) -> PrototypePairs:
-        """Return what objectives may use of this rank's rows of the batch of ``step``."""
+    def pairs(self, step: int, features: Features, state: State) -> PrototypePairs | None:
+        """Return what objectives may use of this rank's rows of the batch of ``step``; None if none learns prototypes.
+
+        Raises:
+            UserError: if the model has no prototype heads.
+        """
+        if not self.with_prototypes:
+            return None
         image, text, scale = features.image_projection, features.text_projection, features.prototype_scale
-        assert image is not None, "the model has no prototype heads"
-        assert text is not None
-        assert scale is not None
+        if image is None or text is None or scale is None:
+            raise _without_heads()
         pairs = PrototypePairs(image, text, scale)
         if self.phase(step) != "prototypes":
             return pairs
@@ -220,6 +245,8 @@ class Episodes:
 
     def _widths(self) -> dict[Clustered, int]:
         """The spaces that are clustered, with their dimensions."""
+        if not self.with_prototypes:
+            return {}
         dim = self.config.projection.dim
         widths: dict[Clustered, int] = {"image": dim, "text": dim}
         return widths if self.external is None else widths | {"external": self.external.shape[1]}
@@ -235,9 +262,11 @@ class Episodes:
         model: ContrastiveModel,
         precision: torch.dtype | None,
         ledger: Ledger,
-    ) -> tuple[Float[Tensor, "m Dp"], Float[Tensor, "m Dp"]]:
+    ) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m Dp"], Float[Tensor, "m Dp"]]:
+        """Return the sample ids of the episode, whoever stood in for whom, and the projections of both modalities."""
         device = next(model.parameters()).device
         training = [module for module in model.modules() if module.training]
+        ids: list[Tensor] = []
         images: list[Tensor] = []
         texts: list[Tensor] = []
         model.eval()
@@ -247,21 +276,20 @@ class Episodes:
                 batch = loaded.batch.to(device)
                 with autocast(device, precision):
                     features: Features = model(batch.image, batch.text)
-                assert features.image_projection is not None
-                assert features.text_projection is not None
+                if features.image_projection is None or features.text_projection is None:
+                    raise _without_heads()
+                ids.append(distributed.gather(batch.index).cpu())
                 images.append(distributed.gather(features.image_projection.float()).cpu())
                 texts.append(distributed.gather(features.text_projection.float()).cpu())
         finally:
             for module in training:  # one by one: a frozen batch norm in the model stays in evaluation mode
                 module.training = True
-        return torch.cat(images), torch.cat(texts)
+        return torch.cat(ids), torch.cat(images), torch.cat(texts)
 
-    def _cluster(self, step: int, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+    def _cluster(self, step: int, ids: Tensor, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         """Cluster every space, and translate the clusters into their students' spaces (equation 7 of the source)."""
         spaces: dict[Clustered, Tensor] = {"image": image, "text": text}
         if self.external is not None:
-            steps = range(step, step + self.plan.steps_per_episode)
-            ids = torch.cat([torch.from_numpy(self.plan.indices(each)) for each in steps])
             spaces["external"] = self.external[ids]
         found: dict[str, Tensor] = {}
         for name, points in spaces.items():
@@ -270,6 +298,14 @@ class Episodes:
             for student in _students(name):
                 found[f"{name}/{student}"] = group_means(spaces[student], clusters.labels, self.num_prototypes)
         return found
+
+
+def _without_heads() -> UserError:
+    return UserError(
+        "the model has no prototype heads",
+        where="episodes.projection",
+        remedy="build the model with the heads of ProjectionConfig.build",
+    )
 
 
 def _students(clustered: Clustered) -> tuple[Clustered, ...]:

@@ -210,7 +210,7 @@ class Trainer:
             precision=describe_precision(self._make_step.precision),
             objective=repr(objective),
             geometry=repr(model.geometry),
-            episodes=None if episodes is None else episodes.identity,
+            episodes="none" if episodes is None else episodes.identity,
         )
 
     def run(self, *, resume: bool = False) -> TrainResult:
