@@ -173,7 +173,12 @@ BUILDING = [
     (
         "heads-protoclip",
         ["objective.kind=external_prototypes"],
-        ["episodes: external_prototypes learns from a frozen teacher's clusters, and the episodes have no teacher"],
+        ["episodes.external: the objective learns from an external teacher's clusters", "external = { kind ="],
+    ),
+    (
+        "heads-protoclip",
+        ["episodes.external={kind='text'}"],
+        ["episodes.external: no part of the objective learns from an external teacher", "external_prototypes"],
     ),
     (
         "small-infonce",

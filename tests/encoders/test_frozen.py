@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from troth.encoders import FrozenImageEncoder, FrozenTextEncoder, Heads
+from troth.encoders import FrozenImageEncoder, FrozenTextEncoder, Heads, frozen
 from troth.encoders.frozen_towers import quiet_transformers
 from troth.encoders.pixels import PixelTransform
 from troth.errors import UserError
@@ -112,6 +112,25 @@ def test_minilm_equals_its_model_card(minilm):
             hidden = module(**tokenizer(caption, return_tensors="pt")).last_hidden_state
         expected = torch.nn.functional.normalize(hidden.mean(dim=1), dim=-1)
         torch.testing.assert_close(minilm.encode([caption]), expected, rtol=0, atol=1e-5)
+
+
+def test_a_hub_name_is_fetched_and_a_failure_is_one_line(tmp_path, minilm, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, **_):
+        asked.append(name)
+        if name == "no/such":
+            raise OSError("offline")
+        return str(frozen._text_folder("minilm-l6"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert FrozenTextEncoder("hf-hub:some/minilm").weights_hash == minilm.weights_hash
+    with pytest.raises(UserError, match="'no/such' cannot be fetched: offline") as caught:
+        FrozenTextEncoder("hf-hub:no/such")
+    assert "network once" in str(caught.value)
+    assert asked == ["some/minilm", "no/such"]
 
 
 def test_a_plain_transformers_folder_serves(tmp_path, minilm):

@@ -14,6 +14,7 @@ from troth.encoders import ContrastiveModel
 from troth.encoders.prototype_heads import ProjectionConfig
 from troth.objectives import ExternalPrototypes, InfoNCE, Objective, Prototypes, Sum
 from troth.train import Episodes, EpisodesConfig, Trainer
+from troth.train.external_teacher import ExternalFeatures
 
 #: Five steps an episode, ten prototypes; the first episode learns pairs alone, and so does the fifth.
 CONFIG = EpisodesConfig(
@@ -63,7 +64,7 @@ def teachers_features() -> Tensor:
 
 
 def episodes(config: EpisodesConfig = CONFIG, plan: EpisodePlan = PLAN, **options: object) -> Episodes:
-    return Episodes(config, plan, teachers_features(), "teacher a", **options)
+    return Episodes(config, plan, ExternalFeatures(teachers_features(), "teacher a"), **options)
 
 
 def trainer(

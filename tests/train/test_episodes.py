@@ -27,6 +27,7 @@ from troth.errors import UserError
 from troth.objectives import InfoNCE, Prototypes, Sum
 from troth.state import State
 from troth.train import Episodes, EpisodesConfig, Trainer, dry_run, read_log
+from troth.train.external_teacher import ExternalFeatures
 
 
 def fresh(made: Episodes) -> State:
@@ -236,7 +237,7 @@ OTHERS = {
     "warm-up": episodes(replace(CONFIG, warmup_episodes=0)),
     "lock": episodes(replace(CONFIG, lock_image_from=None)),
     "prototypes": episodes(replace(CONFIG, images_per_prototype=5)),
-    "teacher": Episodes(CONFIG, PLAN, teachers_features(), "teacher b"),
+    "teacher": Episodes(CONFIG, PLAN, ExternalFeatures(teachers_features(), "teacher b")),
 }
 
 

