@@ -179,7 +179,7 @@ def test_a_table_that_does_not_exist_is_found_before_a_folder_is_made(
 
 
 def test_export_loads_in_open_clip(run: Path, tmp_path: Path) -> None:
-    call("export", str(run), str(tmp_path / "exported"))
+    call("export", str(run), str(tmp_path / "exported"), "--weights", "trained")
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'exported'}")
     image = transform(Image.new("RGB", (40, 40), (220, 30, 30)))[None]
     with torch.no_grad():
@@ -259,6 +259,8 @@ def test_what_can_go_wrong_on_the_command_line(run: Path, tmp_path: Path, fails:
     assert "holds a run already" in fails("train", "heads-infonce", "--out", str(run))
     assert "not a run" in fails("evaluate", str(tmp_path))
     assert "no checkpoint '77'" in fails("evaluate", str(run), "--checkpoint", "77")
+    assert "the run kept no average" in fails("evaluate", str(run), "--weights", "average")
+    assert "trained or average" in fails("export", str(run), str(tmp_path / "new"), "--weights", "both")
     assert "no such data" in fails("embed", str(run), "nowhere", "--out", "x.safetensors")
     assert "writes .safetensors" in fails("embed", str(run), str(tmp_path), "--out", "x.npz")
     assert "no split 'test'" in fails("data", "check", "embedded:test")

@@ -9,7 +9,7 @@ import torch
 
 from tests.encoders.test_models import TINY_TIMM
 from tests.encoders.test_tower_groups import TIMM_VIT, hugging_face
-from troth.encoders import ContrastiveModel, LoRA, Timm, Towers, TowerTraining, apply_towers, export_open_clip
+from troth.encoders import ContrastiveModel, LoRA, OpenClip, Timm, Towers, TowerTraining, apply_towers, export_open_clip
 from troth.encoders.decay import no_decay
 from troth.encoders.lora import has_adapters, without_adapters
 from troth.encoders.tower_groups import tower_groups
@@ -105,6 +105,12 @@ def test_a_hugging_face_text_tower_takes_adapters(tmp_path: Path) -> None:
         merged = without_adapters(model.encoder.clip)
         assert set(merged.state_dict()) == names
         torch.testing.assert_close(merged.encode_text(tokens, normalize=True), after, rtol=1e-4, atol=1e-5)
+        again = OpenClip(name=f"local-dir:{export_open_clip(model, tmp_path / 'export')}").build(0).eval()
+        loaded = ContrastiveModel(again, Sphere())
+        torch.testing.assert_close(loaded.embed_text(tokens), after, rtol=1e-4, atol=1e-5)
+    adapters = Towers(text=TowerTraining(lora=LoRA(rank=2)))
+    apply_towers(loaded, adapters)  # a model by name, built as a recipe builds it
+    assert sum("lora_B" in name for name, _ in loaded.named_parameters()) > 4
     model.embed_text(tokens).sum().backward()
     assert all(p.grad is not None for n, p in model.encoder.clip.text.named_parameters() if n in learning)
 

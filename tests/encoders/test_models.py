@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -156,6 +157,18 @@ def test_a_wrong_field_is_refused_when_the_recipe_is_read(fields, message):
     with pytest.raises(ValidationError) as caught:
         TypeAdapter(ModelConfig).validate_python(fields)
     assert message in str(caught.value)
+
+
+def test_a_copy_has_weights_of_its_own_and_shares_the_tokeniser():
+    encoder = TINY.build(0)
+    _ = encoder.tokenizer
+    twin = copy.deepcopy(encoder)
+    assert twin.tokenizer is encoder.tokenizer
+    assert hash_module(twin) == hash_module(encoder)
+    with torch.no_grad():
+        twin.clip.text_projection.add_(1.0)
+    assert hash_module(twin) != hash_module(encoder)
+    assert twin.tokenize(["a"]).shape == (1, 32)
 
 
 def test_building_leaves_logging_alone(tmp_path, monkeypatch):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import open_clip
 import pytest
+from open_clip.tokenizer import HFTokenizer
 from timm.models import group_parameters
 from torch import nn
+from transformers import BertTokenizerFast
 
 from tests.encoders.test_models import TINY, TINY_TIMM
 from tests.train.small import SmallEncoder
@@ -20,7 +22,7 @@ DEEP = Small(**{**TINY.__dict__, "vision_layers": 3, "text_layers": 2})
 TIMM_VIT = Timm(name="test_vit", image_size=160, embed_dim=32, text_width=64, text_layers=1, text_heads=1)
 
 
-def hugging_face(folder: Path, **settings: object) -> OpenClipEncoder:
+def hugging_face(folder: Path) -> OpenClipEncoder:
     """A small vision transformer beside a small BERT, from files of this machine."""
     (folder / "bert").mkdir(parents=True, exist_ok=True)
     bert = {
@@ -44,7 +46,6 @@ def hugging_face(folder: Path, **settings: object) -> OpenClipEncoder:
             "hf_tokenizer_name": str(folder / "bert"),
             "hf_proj_type": "linear",
             "hf_pooler_type": "mean_pooler",
-            **settings,
         },
     }
     with quiet_open_clip():
@@ -52,7 +53,14 @@ def hugging_face(folder: Path, **settings: object) -> OpenClipEncoder:
             config["embed_dim"], config["vision_cfg"], {**config["text_cfg"], "hf_model_pretrained": False}
         )
     open_clip.set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3})
-    return OpenClipEncoder(clip, config, lambda: None, pretrained=False)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(97 + i) for i in range(26))]
+    (folder / "bert" / "vocab.txt").write_text("\n".join(words) + "\n")
+
+    def tokenizer() -> HFTokenizer:
+        BertTokenizerFast(str(folder / "bert" / "vocab.txt")).save_pretrained(str(folder / "bert"))
+        return HFTokenizer(str(folder / "bert"), context_length=12)
+
+    return OpenClipEncoder(clip, config, tokenizer, pretrained=False)
 
 
 def learning(module: nn.Module) -> set[str]:

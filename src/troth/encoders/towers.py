@@ -6,6 +6,7 @@ open_clip is imported inside the functions: it takes seconds, and a recipe shoul
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import math
@@ -99,6 +100,15 @@ class OpenClipEncoder(DualEncoder):
         self.tokenization = "open_clip " + json.dumps(
             {name: text_cfg[name] for name in described if text_cfg.get(name) is not None}, sort_keys=True
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenClipEncoder:
+        """Copy everything but the tokeniser, which is large and never changes."""
+        if (tokenizer := self.__dict__.get("tokenizer")) is not None:
+            memo[id(tokenizer)] = tokenizer
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
 
     @property
     def preprocess_cfg(self) -> dict[str, Any]:
