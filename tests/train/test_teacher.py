@@ -153,7 +153,7 @@ def test_a_taught_run_resumes_bit_for_bit_and_only_with_its_teacher(tmp_path: Pa
 
     class Stopping(SmallStream):
         def batches(self, start_step, stop_step, *, view=0):
-            yield from super().batches(start_step, 9)
+            yield from super().batches(start_step, 9, view=view)
             raise InterruptedError
 
     whole = trainer(tmp_path / "whole", SmallStream()).run().checkpoint
