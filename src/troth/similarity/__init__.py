@@ -19,12 +19,14 @@ Ways through the matrix:
 * :mod:`~troth.similarity.gram` compares the affinities *within* each modality;
 * :mod:`~troth.similarity.prototypes` scores samples over the centroids of a clustering, some rows at a time;
 * :meth:`Pairs.row_losses` hands *complete rows* to any function of the objective's and recomputes them in the
-  backward pass.
+  backward pass;
+* :func:`detect` finds which images and captions belong together where no pairs are given.
 """
 
 from __future__ import annotations
 
 from troth.similarity.block import TILE, Block
+from troth.similarity.detection import Edges, Matching, detect, edge_sums, has_edge
 from troth.similarity.logsumexp import LogWeights
 from troth.similarity.matches import DenseMatches, GroupMatches, ListedMatches, Matches
 from troth.similarity.pairs import Pairs, TwoWay
@@ -39,16 +41,21 @@ __all__ = [
     "ClusterTargets",
     "Clustered",
     "DenseMatches",
+    "Edges",
     "GroupMatches",
     "KnownMatches",
     "ListedMatches",
     "LogWeights",
     "MarginFunction",
     "Matches",
+    "Matching",
     "Pairs",
     "PrototypePairs",
     "TwoWay",
     "best_rank",
+    "detect",
+    "edge_sums",
+    "has_edge",
     "prototype_cross_entropy",
     "topk",
 ]

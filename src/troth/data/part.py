@@ -1,0 +1,52 @@
+"""A part of a source: some of its samples, chosen by their keys."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64
+
+from troth.data.source import IndexedSource
+from troth.errors import UserError
+
+#: A key's place is the first 64 bits of its hash, as a fraction of all there are.
+_PLACES = 2.0**64
+
+
+def key_fractions(source: IndexedSource, seed: int) -> Float64[np.ndarray, " N"]:
+    """Return a number in [0, 1) for every sample, a function of the seed and the sample's key alone.
+
+    Args:
+        source: the samples.
+        seed: another one gives other, independent numbers.
+    """
+    hashes = (
+        hashlib.sha256(f"{seed} {key}".encode("utf-8", "surrogatepass")).digest()[:8]
+        for key in source.index["key"].to_pylist()
+    )
+    fractions = np.fromiter((int.from_bytes(part, "big") for part in hashes), dtype=np.float64, count=len(source))
+    # Numbers just below 2^64 round up to it.
+    return np.minimum(fractions / _PLACES, np.nextafter(1.0, 0.0))
+
+
+def part_of(source: IndexedSource, start: float, stop: float, seed: int) -> IndexedSource:
+    """Return the samples of ``source`` whose :func:`key_fractions` lie in ``[start, stop)``, in their order.
+
+    Keys, captions, categories, metadata and pictures are the source's; sample ids are counted anew. The source's ledger
+    goes with every part: what could not be indexed has no place.
+
+    Raises:
+        UserError: if no sample lies there.
+    """
+    fractions = key_fractions(source, seed)
+    chosen = (fractions >= start) & (fractions < stop)
+    if not chosen.any():
+        raise UserError(
+            f"none of the {len(source)} samples of {source.name} lies in the part from {start:g} to {stop:g}",
+            where="stop",
+            remedy="make the part larger",
+        )
+    name = f"{source.name}, {start:g} to {stop:g}"
+    return IndexedSource(name, source.index.filter(pa.array(chosen)).combine_chunks(), source.reader, source.ledger)
