@@ -26,7 +26,7 @@ from troth.errors import UserError
 from troth.evaluate.tasks import ConceptTask, RetrievalTask, TaskConfig, ZeroShotTask
 from troth.geometry import GeometryConfig, Sphere
 from troth.objectives import InfoNCE, ObjectiveConfig
-from troth.train import EpisodesConfig, TeacherConfig, TrainConfig
+from troth.train import EpisodesConfig, TeacherConfig, TrainConfig, UnpairedConfig
 from troth.types import STRICT
 
 #: How a recipe says None, for which TOML has no word: ``scale.cap = "none"``.
@@ -96,6 +96,7 @@ class Recipe:
         objective: what is minimised.
         teacher: whose image features an objective copies; None, unless the objective needs one.
         episodes: how training is cut into episodes whose clusters an objective learns from; None: it is not.
+        unpaired: images and captions without pairs, learned from after the pairs; None: there are none.
         train: epochs, batch, optimiser, learning rate, precision, checkpoints.
         evaluation: what is measured.
     """
@@ -111,6 +112,7 @@ class Recipe:
     objective: ObjectiveConfig = field(default_factory=InfoNCE)
     teacher: TeacherConfig | None = None
     episodes: EpisodesConfig | None = None
+    unpaired: UnpairedConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -14,9 +14,10 @@ from troth.data.loader import BatchStream, ImageTextStream, LoadedBatch
 from troth.data.noise import BatchNoise, CaptionAssignment, Noise
 from troth.data.plan import BatchPlan, Plan
 from troth.data.source import IndexedSource, Source
-from troth.data.sources import SourceConfig
+from troth.data.sources import PartSource, SourceConfig
 from troth.data.table import TableSource
 from troth.data.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
+from troth.data.unpaired import DetectionTruth, UnpairedPlans, UnpairedStream, UnpairedTexts
 from troth.data.webdataset import TarSource
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "BatchPlan",
     "BatchStream",
     "CaptionAssignment",
+    "DetectionTruth",
     "EmbeddedSource",
     "EpisodePlan",
     "FeatureStream",
@@ -43,6 +45,7 @@ __all__ = [
     "LedgerEntry",
     "LoadedBatch",
     "Noise",
+    "PartSource",
     "Plan",
     "Reason",
     "SampleError",
@@ -50,6 +53,9 @@ __all__ = [
     "SourceConfig",
     "TableSource",
     "TarSource",
+    "UnpairedPlans",
+    "UnpairedStream",
+    "UnpairedTexts",
     "atomic_path",
     "cache_folder",
     "check_source",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from troth.data.draws import Int64Array
 from troth.data.loader import LoadedBatch, checked_noise, stream_fingerprint
-from troth.data.noise import BatchNoise, CaptionAssignment
+from troth.data.noise import CaptionChoice
 from troth.data.plan import BatchPlan, chosen_captions, rank_rows
 from troth.data.source import Source, captions_column
 from troth.errors import UserError
@@ -51,7 +51,7 @@ class FeatureStream:
         captions: Sequence[str],
         text_features: Float[Tensor, "C D"],
         valid: Bool[Tensor, " N"] | None = None,
-        noise: CaptionAssignment | BatchNoise | None = None,
+        noise: CaptionChoice | None = None,
         reserve: Source | None = None,
         rank: int = 0,
         world_size: int = 1,

@@ -17,13 +17,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from troth.data.draws import Int64Array, hash64
 from troth.data.ledger import Ledger, LedgerEntry, SampleError
-from troth.data.noise import BatchNoise, CaptionAssignment
+from troth.data.noise import CaptionAssignment, CaptionChoice
 from troth.data.plan import BatchPlan, chosen_captions, of_view, rank_rows
 from troth.data.source import Source
 from troth.errors import UserError
@@ -38,6 +38,24 @@ _MOST_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class UnpairedRows:
+    """What is known of rows of a batch whose image and caption have nothing to do with each other.
+
+    The truth, by which detected pairs are judged in the log, is a number; equal numbers fit. Nothing learns from it.
+
+    Attributes:
+        num_paired: how many rows before them are pairs.
+        image_truth: ``(M, C)`` what would fit each image: numbers from 1; 0 stands for what no caption has, -1 in the
+            first place for an image of which nothing is known.
+        text_truth: ``(M,)`` the number of each caption; -1 for one of which nothing is known.
+    """
+
+    num_paired: int
+    image_truth: Int64[Tensor, "M C"]
+    text_truth: Int64[Tensor, " M"]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedBatch:
     """This rank's part of a batch, and what is known about it.
 
@@ -46,12 +64,15 @@ class LoadedBatch:
         skipped: the samples that could not be read and were replaced.
         mismatched: ``(B,)`` True where noise injection gave the pair other captions than its own.
         teacher_image: ``(B, F)`` a frozen teacher's features of the images, or None.
+        unpaired: what is known of rows behind the pairs that are none, or None. Where there are such rows,
+            ``mismatched`` and ``teacher_image`` are of the pairs only.
     """
 
     batch: Batch
     skipped: tuple[LedgerEntry, ...]
     mismatched: Bool[Tensor, " B"]
     teacher_image: Float[Tensor, "B F"] | None = None
+    unpaired: UnpairedRows | None = None
 
 
 class BatchStream(Protocol):
@@ -116,7 +137,7 @@ class ImageTextStream:
         *,
         image_transform: ImageTransformLike,
         tokenize: Tokenize,
-        noise: CaptionAssignment | BatchNoise | None = None,
+        noise: CaptionChoice | None = None,
         reserve: Source | None = None,
         num_workers: int = 0,
         rank: int = 0,
@@ -177,7 +198,7 @@ class _Steps(Dataset[LoadedBatch | UserError]):
         plan: BatchPlan,
         image_transform: ImageTransformLike,
         tokenize: Tokenize,
-        noise: CaptionAssignment | BatchNoise,
+        noise: CaptionChoice,
         reserve: Source | None,
         rows: slice,
     ) -> None:
@@ -268,9 +289,7 @@ def _seed_generators(seed: int, epoch: int, sample: int, view: int) -> None:
     random.seed(bits)
 
 
-def checked_noise(
-    noise: CaptionAssignment | BatchNoise | None, source: Source, plan: BatchPlan
-) -> CaptionAssignment | BatchNoise:
+def checked_noise(noise: CaptionChoice | None, source: Source, plan: BatchPlan) -> CaptionChoice:
     """The noise a stream uses, once it is known to fit the data and the batch; raises UserError if it does not."""
     if noise is None:
         return CaptionAssignment.clean(source)
@@ -284,7 +303,7 @@ def checked_noise(
     return noise
 
 
-def stream_fingerprint(source: Source, noise: CaptionAssignment | BatchNoise) -> str:
+def stream_fingerprint(source: Source, noise: CaptionChoice) -> str:
     """The data set's fingerprint, or a hash of it and of the noise if pairs are wrong on purpose."""
     if not noise.identity:
         return source.fingerprint

@@ -10,7 +10,7 @@ import hashlib
 import zipfile
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -26,6 +26,27 @@ from troth.errors import UserError
 from troth.types import STRICT
 
 _ATTEMPTS = 16
+
+
+class CaptionChoice(Protocol):
+    """Whose captions the samples of a batch get; see :class:`CaptionAssignment` for the meaning of each method."""
+
+    @property
+    def identity(self) -> str:
+        """What the choice adds to a stream's fingerprint: empty if everyone gets their own."""
+        ...
+
+    def draw(self, index: Int64Array, step: int) -> tuple[Int64Array, BoolArray]:
+        """``(caption_of, mismatched)`` of the samples of a global batch."""
+        ...
+
+    def replaced(self, planned: int, actual: int, caption: int) -> tuple[int, bool]:
+        """(caption_of, mismatched) of ``actual``, which stands in for the unreadable sample ``planned``."""
+        ...
+
+    def check(self, batch_size: int) -> None:
+        """Raise UserError if a batch of ``batch_size`` is too small."""
+        ...
 
 
 @plain_dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Plan:
         return self.num_samples + self.num_samples // self.batch_size + 1
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # an epoch's end needs two; unpaired images, captions and pairs take turns
 def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     # 32 bits where they suffice: this is the one thing of the size of the data set that each worker holds.
     ids = np.arange(num_samples, dtype=np.int32 if num_samples < 2**31 else np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +15,10 @@ from troth import distributed
 from troth.data import (
     Augmentation,
     BatchNoise,
+    BatchPlan,
     BatchStream,
     CaptionAssignment,
+    DetectionTruth,
     EmbeddedSource,
     EpisodePlan,
     FeatureStream,
@@ -27,10 +30,14 @@ from troth.data import (
     SourceConfig,
     TableSource,
     TarSource,
+    UnpairedPlans,
+    UnpairedStream,
+    UnpairedTexts,
 )
 from troth.data.embedded_source import EmbeddedSplit
+from troth.data.noise import CaptionChoice
 from troth.embed import FeatureCache, FrozenEncoders
-from troth.embed.features import Progress
+from troth.embed.features import FrozenFeatures, Progress, distinct_captions
 from troth.embed.pictures import picture_transform
 from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, apply_towers
 from troth.errors import UserError
@@ -38,7 +45,7 @@ from troth.geometry import FILIP
 from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
 from troth.state import State
-from troth.train import Episodes, MomentumTeacher, TaughtData, TaughtRun, TaughtStream, Teacher
+from troth.train import Episodes, MomentumTeacher, TaughtData, TaughtRun, TaughtStream, Teacher, UnpairedConfig
 from troth.train.hardware import resolve_device
 
 _TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -126,8 +133,10 @@ class Built:
         if teacher is not None and ledger is not None:
             ledger.extend(teacher.ledger)
         with at("data.noise"):
-            stream = self._stream(ledger)
-        return stream if teacher is None else TaughtStream(stream, teacher)
+            stream = self._paired_stream(ledger)
+        if teacher is not None:
+            stream = TaughtStream(stream, teacher)
+        return stream if self.recipe.unpaired is None else self._with_unpaired(stream, self.recipe.unpaired, ledger)
 
     def _teacher(self) -> Teacher | None:
         if self.recipe.teacher is None:
@@ -143,42 +152,80 @@ class Built:
         with _main_rank_first():
             return self.recipe.teacher.build(run)
 
-    def _stream(self, ledger: Ledger | None) -> BatchStream:
-        ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    def _paired_stream(self, ledger: Ledger | None) -> BatchStream:
+        features = self._features(self.source, self.reserve, ledger)
+        num_samples = len(self.source) if features is None else int(features.valid.sum())
+        plan = self._plan(num_samples)
+        return self._stream(self.source, plan, self.noise, self.reserve, features)
+
+    def _with_unpaired(self, pairs: BatchStream, config: UnpairedConfig, ledger: Ledger | None) -> UnpairedStream:
+        """Put the second stage behind the first."""
+        with at("unpaired.images"):
+            images = config.images.open()
+        with at("unpaired.texts"):
+            texts = config.texts.open()
+        if ledger is not None:
+            ledger.extend((*images.ledger, *texts.ledger))
+        features = self._features(images, texts, ledger)
+        num_images = len(images) if features is None else int(features.valid.sum())
+        ranks = distributed.world_size()
+        plans = UnpairedPlans.draw(num_images, len(texts), config.batch_size, self.recipe.seed, ranks)
+        noise = UnpairedTexts(plans.texts, len(images), texts.fingerprint)
+        return UnpairedStream(
+            pairs,
+            self._stream(images, plans.images, noise, texts, features),
+            plans,
+            DetectionTruth(images, texts, config.truth),
+            paired_epochs=self.recipe.train.epochs,
+            epochs=config.epochs,
+            with_pairs=config.paired_weight > 0,
+            rank=distributed.rank(),
+            world_size=ranks,
+        )
+
+    def _features(self, source: Source, reserve: Source | None, ledger: Ledger | None) -> FrozenFeatures | None:
+        """Return what heads take of a source and of the reserve's captions; None for towers."""
         if self.frozen is None:
+            return None
+        with _main_rank_first():
+            features = self.frozen.features(source, () if reserve is None else distinct_captions(reserve))
+        if ledger is not None:
+            ledger.extend(features.ledger)
+        return features
+
+    def _stream(
+        self,
+        source: Source,
+        plan: BatchPlan,
+        noise: CaptionChoice,
+        reserve: Source | None,
+        features: FrozenFeatures | None,
+    ) -> BatchStream:
+        ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        if features is None:
             encoder = self.model.encoder
             assert isinstance(encoder, OpenClipEncoder)
             return ImageTextStream(
-                self.source,
-                self._plan(len(self.source)),
+                source,
+                plan,
                 image_transform=picture_transform(encoder, train=True, augmentation=self.recipe.data.augmentation),
                 tokenize=encoder.tokenize,
-                noise=self.noise,
-                reserve=self.reserve,
+                noise=noise,
+                reserve=reserve,
                 num_workers=self.recipe.train.num_workers,
                 **ranks,
             )
-        with _main_rank_first():
-            features = self.frozen.features(self.source, self._reserve_captions())
-        if ledger is not None:
-            ledger.extend(features.ledger)
         return FeatureStream(
-            self.source,
-            self._plan(int(features.valid.sum())),
+            source,
+            plan,
             image_features=features.image_features,
             captions=features.captions,
             text_features=features.text_features,
             valid=features.valid,
-            noise=self.noise,
-            reserve=self.reserve,
+            noise=noise,
+            reserve=reserve,
             **ranks,
         )
-
-    def _reserve_captions(self) -> tuple[str, ...]:
-        reserve = self.reserve
-        if reserve is None:
-            return ()
-        return tuple(caption for index in range(len(reserve)) for caption in reserve.captions(index))
 
 
 @contextlib.contextmanager
@@ -229,6 +276,7 @@ def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: 
     _check_augmentation(recipe, model)
     _check_teacher(recipe, model)
     _check_episodes(recipe)
+    _check_unpaired(recipe)
     return Built(recipe, source, noise, reserve, model, frozen or _frozen(recipe, on_progress), on_progress)
 
 
@@ -290,6 +338,25 @@ def _check_episodes(recipe: Recipe) -> None:
             "no part of the objective learns from an external teacher",
             where="episodes.external",
             remedy='add a term { kind = "external_prototypes" }, or set it to "none"',
+        )
+
+
+def _check_unpaired(recipe: Recipe) -> None:
+    """Refuse a judge that follows a metric which no task has, and two orders of training at once."""
+    if recipe.unpaired is not None and recipe.episodes is not None:
+        raise UserError(
+            "episodes and unpaired data are two ways to order a run's training",
+            where="unpaired",
+            remedy='set one of the two sections to "none"',
+        )
+    name = None if recipe.unpaired is None else recipe.unpaired.refresh_metric
+    known = [f"{task.name}/{metric}" for task in recipe.evaluation.tasks for metric in task.metric_names()]
+    if name is not None and name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise UserError(
+            f"the tasks have no metric {name!r}",
+            where="unpaired.refresh_metric",
+            remedy=f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known) or 'there are no tasks'}",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from troth import distributed
 from troth import recipe as recipes
-from troth.data import CaptionAssignment, Ledger
+from troth.data import CaptionAssignment, Ledger, UnpairedStream
 from troth.embed import FrozenEncoders
 from troth.embed.features import Progress as OnProgress
 from troth.encoders import ContrastiveModel
@@ -22,7 +23,7 @@ from troth.run.build import Built, at, build
 from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
 from troth.run.start import start
-from troth.train import Checkpoints, Episodes, Trainer, TrainResult, dry_run
+from troth.train import Checkpoints, Episodes, Trainer, TrainResult, UnpairedTrainer, dry_run
 from troth.train.hardware import resolve_device
 from troth.train.resume import holds_run
 
@@ -90,19 +91,19 @@ def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
         save_results(folder, results)
         return flatten(results)
 
-    return Trainer(
-        built.model,
-        recipe.objective,
-        stream,
-        config=recipe.train,
-        folder=folder,
-        seed=recipe.seed,
-        evaluate=evaluate if recipe.evaluation.tasks else None,
-        best_metric=recipe.evaluation.best,
-        episodes=built.episodes(stream, ledger),
-        ledger=ledger,
-        progress=progress,
-    )
+    arguments: dict[str, Any] = {
+        "config": recipe.train,
+        "folder": folder,
+        "seed": recipe.seed,
+        "evaluate": evaluate if recipe.evaluation.tasks else None,
+        "best_metric": recipe.evaluation.best,
+        "ledger": ledger,
+        "progress": progress,
+    }
+    if isinstance(stream, UnpairedStream):
+        assert recipe.unpaired is not None
+        return UnpairedTrainer(built.model, recipe.objective, stream, recipe.unpaired, **arguments)
+    return Trainer(built.model, recipe.objective, stream, episodes=built.episodes(stream, ledger), **arguments)
 
 
 def _open_tasks(recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from troth.train.average import AverageConfig, AveragedWeights, has_average, load_average
 from troth.train.checkpoint import Checkpoints, Position, load, load_model, read_position
+from troth.train.detection import UnpairedConfig
 from troth.train.dry_run import DryRunReport, PartSize, dry_run
 from troth.train.episodes import Episodes, EpisodesConfig
 from troth.train.external_teacher import (
@@ -28,6 +29,7 @@ from troth.train.teacher import (
     Teacher,
     TeacherConfig,
 )
+from troth.train.unpaired import UnpairedTrainer
 
 __all__ = [
     "LEDGER_NAME",
@@ -63,6 +65,8 @@ __all__ = [
     "TrainResult",
     "TrainStep",
     "Trainer",
+    "UnpairedConfig",
+    "UnpairedTrainer",
     "dry_run",
     "has_average",
     "load",

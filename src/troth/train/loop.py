@@ -281,14 +281,15 @@ class Trainer:
             self._begin_episode(step, meter)
             learning_rate = self._learning_rate(step)
             self.state.clock = Clock(self.seed, step, self.stream.steps_per_epoch, self.total_steps)
+            self._before_step(step)
             try:
                 report = self._make_step(loaded, step, learning_rate)
             except NonFiniteStepError as error:
                 self._stop(error, loaded, log)
             self.ledger.extend(loaded.skipped)
-            meter.count(self.stream.batch_size)
+            meter.count(len(loaded.batch) * distributed.world_size())
             done = step + 1
-            self._position = replace(self._position, step=done, epoch=done // self.stream.steps_per_epoch)
+            self._position = replace(self._position, step=done, epoch=self._epochs_complete(done))
             if done == 1 or done == self.total_steps or done % self.config.log_every == 0:
                 self._log_step(report, learning_rate, meter.read(), log, bar)
             bar.update(done, epoch=self._epoch(done))
@@ -309,6 +310,9 @@ class Trainer:
         report = None if self._episodes is None else self._episodes.end(done)
         if report is not None and log is not None:
             log.write("episode", done, **asdict(report))
+
+    def _before_step(self, step: int) -> None:
+        """Do what a stage needs before step ``step``: nothing here."""
 
     def _after_step(self, done: int, log: RunLog | None) -> None:
         """Save and evaluate where it is time to, in this order: no error of the evaluation can lose the steps."""
@@ -422,7 +426,9 @@ class Trainer:
     def _learning_rate(self, step: int) -> float:
         return self.config.optimizer.learning_rate * self.config.schedule.factor(step, self.total_steps)
 
+    def _epochs_complete(self, done: int) -> int:
+        return done // self.stream.steps_per_epoch
+
     def _epoch(self, done: int) -> int:
         """Return the number, from 1, of the epoch that the last of ``done`` steps belongs to."""
-        steps_per_epoch: int = self.stream.steps_per_epoch
-        return (max(done, 1) - 1) // steps_per_epoch + 1
+        return self._epochs_complete(max(done, 1) - 1) + 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from troth import distributed
-from troth.data.loader import LoadedBatch
+from troth.data.loader import LoadedBatch, UnpairedRows
 from troth.encoders.contrastive import ContrastiveModel, Features
 from troth.errors import UserError
 from troth.objectives.base import Objective
@@ -19,6 +19,7 @@ from troth.state import State
 from troth.train import accumulate
 from troth.train.average import AverageConfig, AveragedWeights
 from troth.train.captions import caption_groups
+from troth.train.detection import Detection
 from troth.train.episodes import Episodes
 from troth.train.optimizer import drop_locked_gradients, set_learning_rate, trainable_parameters
 from troth.train.parallel import replicate
@@ -32,7 +33,7 @@ class StepReport:
 
     Attributes:
         loss: the mean loss, in nats.
-        positive_similarity: the mean unscaled similarity of the given pairs.
+        positive_similarity: the mean unscaled similarity of the given pairs; None if there were none.
         gradient_norm: the global norm before clipping.
         loss_matched: the mean loss of the pairs not known to be wrong, if some pairs are known to be wrong.
         loss_mismatched: the mean loss of the pairs known to be wrong (injected noise); None if there were none.
@@ -42,7 +43,7 @@ class StepReport:
     """
 
     loss: float
-    positive_similarity: float
+    positive_similarity: float | None
     gradient_norm: float
     loss_matched: float | None = None
     loss_mismatched: float | None = None
@@ -93,7 +94,10 @@ class TrainStep:
 
     Attributes:
         average: the average, or None.
+        detection: what learns from the unpaired rows of batches that have such (:mod:`troth.train.detection`).
     """
+
+    detection: Detection | None = None
 
     def __init__(
         self,
@@ -133,8 +137,10 @@ class TrainStep:
                 or the gradient is not finite.
         """
         batch = loaded.batch.to(self._parameters[0].device, channels_last=self.channels_last)
-        teacher_image = self._teacher_image(loaded, batch)
-        matches = GroupMatches(caption_groups(batch.text))
+        unpaired = loaded.unpaired
+        given = batch if unpaired is None else batch.slice(0, unpaired.num_paired)
+        teacher_image = self._teacher_image(loaded, given)
+        matches = GroupMatches(caption_groups(given.text))
         if self._replica is None:
             sample = batch.slice(0, self.micro_batch_size or len(batch))
             self._replica = replicate(self.model, sample, self.precision)
@@ -142,6 +148,7 @@ class TrainStep:
         seed_step(self.seed, step, distributed.rank())
         sums: list[float] = []
         notes: dict[str, Tensor] = {}
+        joined: dict[str, float] = {}
 
         def losses_of(features: Features) -> Tensor:
             pairs = Pairs(
@@ -149,7 +156,7 @@ class TrainStep:
                 features.text,
                 features.scale,
                 features.bias,
-                index=batch.index,
+                index=given.index,
                 geometry=self.model.geometry,
                 matches=matches,
                 teacher_image=None if teacher_image is None else teacher_image.to(features.image),
@@ -165,7 +172,7 @@ class TrainStep:
         losses = accumulate.backward(
             self._replica,
             batch,
-            losses_of,
+            losses_of if unpaired is None else self._joined(losses_of, batch, unpaired, joined),
             micro_batch_size=self.micro_batch_size,
             precision=self.precision,
         )
@@ -178,10 +185,43 @@ class TrainStep:
         self.model.clamp_scale()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return _report(sums, norm, notes)
+        report = _report(sums, norm, notes) if sums else StepReport(math.nan, None, norm)
+        if joined:
+            paired = {"paired_loss": report.loss} if sums else {}
+            report = replace(report, loss=joined.pop("loss"), notes={**report.notes, **paired, **joined})
+        return report
+
+    def _joined(
+        self, paired: accumulate.LossFunction, batch: Batch, rows: UnpairedRows, notes: dict[str, float]
+    ) -> accumulate.LossFunction:
+        """Return a loss of pairs and the unpaired rows behind them, whose mean is the weighted sum of both's means.
+
+        ``notes`` are given the whole loss and what was detected.
+        """
+        detection, start = self.detection, rows.num_paired
+        assert detection is not None, "batches with unpaired rows need a detection"
+
+        def losses_of(features: Features) -> Tensor:
+            behind = features._replace(image=features.image[start:], text=features.text[start:])
+            detected, found = detection(behind, batch.slice(start, len(batch)), rows)
+            parts = [detected * (detection.config.weight * len(batch) / len(detected))]
+            if start:
+                in_front = features._replace(image=features.image[:start], text=features.text[:start])
+                try:
+                    parts.insert(0, paired(in_front) * (detection.config.paired_weight * len(batch) / start))
+                except NonFiniteStepError as error:
+                    raise NonFiniteStepError(error.what, torch.cat([error.losses, detected.detach()])) from None
+            losses = torch.cat(parts)
+            total = float(distributed.sum_over_ranks(losses.detach().mean())) / distributed.world_size()
+            if not math.isfinite(total):
+                raise NonFiniteStepError("loss", losses.detach())
+            notes.update(found, loss=total)
+            return losses
+
+        return losses_of
 
     def _teacher_image(self, loaded: LoadedBatch, batch: Batch) -> Float[Tensor, "B F"] | None:
-        if loaded.teacher_image is not None or not self.objective.needs_teacher:
+        if loaded.teacher_image is not None or not self.objective.needs_teacher or len(batch) == 0:
             return loaded.teacher_image
         if self.average is None:
             raise UserError(
