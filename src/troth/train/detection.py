@@ -32,7 +32,7 @@ class UnpairedConfig:
     Every step of the second stage takes as many images as captions, in independent orders, detects which belong
     together (:func:`troth.similarity.detect`) and learns from that
     (:func:`troth.objectives.detection.detection_losses`). The model and the optimiser go on as the first stage left
-    them. Each stage runs through the whole of ``train.schedule`` on its own steps; both stages end with an evaluation.
+    them. Each stage runs through the whole of ``train.schedule`` on its own steps; both end with an evaluation.
 
     Published code has two variants: matching ``top`` with judge ``current``, and ``argmax`` with ``best``. It reads the
     two sources in one order, so that every batch holds every image's own caption. Here the orders are independent:
