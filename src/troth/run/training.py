@@ -13,7 +13,7 @@ from rich.table import Table
 
 from troth import distributed
 from troth import recipe as recipes
-from troth.data import CaptionAssignment, Ledger, UnpairedStream
+from troth.data import BatchStream, CaptionAssignment, Ledger, UnpairedStream
 from troth.embed import FrozenEncoders
 from troth.embed.features import Progress as OnProgress
 from troth.encoders import ContrastiveModel
@@ -149,7 +149,15 @@ def show_dry_run(recipe: Recipe) -> None:
             stream = built.stream()
             _open_tasks(recipe)
         episodes = built.episodes(stream)
-        report = dry_run(built.model, recipe.objective, stream, recipe.train, seed=recipe.seed, episodes=episodes)
+        report = dry_run(
+            built.model,
+            recipe.objective,
+            stream,
+            recipe.train,
+            seed=recipe.seed,
+            unpaired=recipe.unpaired,
+            episodes=episodes,
+        )
         if not distributed.is_main():
             return
     wrong = f", {int(built.noise.mismatched.sum()):,} wrong" if isinstance(built.noise, CaptionAssignment) else ""
@@ -160,6 +168,7 @@ def show_dry_run(recipe: Recipe) -> None:
         "scale, bias, shared": f"{report.other.total:,} parameters",
         "device, precision": f"{report.device}, {report.precision}",
         "steps": f"{report.total_steps:,} of {recipe.train.batch_size:,} pairs",
+        **({} if recipe.unpaired is None else {"of which unpaired": _unpaired_steps(stream, recipe)}),
         "loss of the first batch": f"{report.loss:.4f} nats",
         "one step": f"{report.step_seconds:.3f} s ({report.samples_per_second:,.0f} pairs/s)",
         "all steps": _duration(report.total_seconds),
@@ -171,6 +180,14 @@ def show_dry_run(recipe: Recipe) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
+
+
+def _unpaired_steps(stream: BatchStream, recipe: Recipe) -> str:
+    assert isinstance(stream, UnpairedStream)
+    assert recipe.unpaired is not None
+    steps = stream.total_steps(recipe.train.epochs) - stream.paired_steps
+    pairs = ", with pairs" if recipe.unpaired.paired_weight > 0 else ""
+    return f"{steps:,} of {recipe.unpaired.batch_size:,} images and captions{pairs}"
 
 
 def _duration(seconds: float) -> str:

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from troth.data.loader import BatchStream
+from troth.data.loader import BatchStream, LoadedBatch
+from troth.data.unpaired import UnpairedStream
 from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError
 from troth.objectives.base import Objective
 from troth.state import Clock, State
+from troth.train.detection import Detection, UnpairedConfig
 from troth.train.episodes import Episodes
 from troth.train.loop import TrainConfig
-from troth.train.step import NonFiniteStepError
+from troth.train.step import NonFiniteStepError, StepReport
 from troth.types import Batch
 
 
@@ -74,14 +76,14 @@ def dry_run(
     config: TrainConfig,
     *,
     seed: int = 0,
+    unpaired: UnpairedConfig | None = None,
     episodes: Episodes | None = None,
 ) -> DryRunReport:
     """Make two steps with a learning rate of zero, the second one timed, and extrapolate.
 
-    Of a run in episodes they are steps with prototypes, whatever the first episodes learn. Nothing is encoded or
-    clustered.
-
-    The weights stay as they are; running averages of BatchNorm move. Nothing is written.
+    The weights stay as they are; running averages of BatchNorm move. Nothing is written. A run with unpaired data makes
+    its steps in each of its two stages, and the time of all steps is the sum of the stages'. Of a run in episodes they
+    are steps with prototypes, whatever the first episodes learn; nothing is encoded or clustered.
 
     Raises:
         NonFiniteLossError: if the loss or gradient of the first batches is not finite.
@@ -90,20 +92,31 @@ def dry_run(
     objective.prepare(state)
     if episodes is not None:
         episodes.declare(state)
-    start = 0 if episodes is None else episodes.rehearsal_step
+    beginning = 0 if episodes is None else episodes.rehearsal_step
     make_step = config.step_maker(model, objective, state, seed, stream, episodes)
     total_steps = stream.total_steps(config.epochs)
     device = next(model.parameters()).device
     model.train()
-    batches = iter(stream.batches(0, min(2, total_steps)))
-    first = next(batches)
-    try:
-        state.clock = Clock(seed, 0, stream.steps_per_epoch, total_steps)
+    first_stage = stream.paired_steps if isinstance(stream, UnpairedStream) else total_steps
+    later_seconds = 0.0
+
+    def two_steps(start: int, stop: int) -> tuple[LoadedBatch, StepReport, float]:
+        batches = iter(stream.batches(start, min(start + 2, stop)))
+        first = next(batches)
+        state.clock = Clock(seed, start, stream.steps_per_epoch, total_steps)
         report = make_step(first, start, 0.0)
-        state.clock = replace(state.clock, step=min(1, total_steps - 1))
+        state.clock = replace(state.clock, step=min(start + 1, stop - 1))
         started = time.perf_counter()
-        make_step(next(batches, first), start if episodes is not None else 1, 0.0)
-        seconds = time.perf_counter() - started
+        make_step(next(batches, first), start if episodes is not None else start + 1, 0.0)
+        return first, report, time.perf_counter() - started
+
+    try:
+        first, report, seconds = two_steps(beginning, first_stage)
+        if unpaired is not None:
+            make_step.detection = Detection(
+                unpaired, model, micro_batch_size=make_step.micro_batch_size, precision=make_step.precision
+            )
+            later_seconds = two_steps(first_stage, total_steps)[2] * (total_steps - first_stage)
     except NonFiniteStepError as error:
         raise NonFiniteLossError(f"the {error.what} of the first batches is not finite") from error
     peak = _peak_mib(device)
@@ -118,7 +131,7 @@ def dry_run(
         total_steps=total_steps,
         step_seconds=seconds,
         peak_mib=peak,
-        total_seconds=seconds * total_steps,
+        total_seconds=seconds * first_stage + later_seconds,
         loss=report.loss,
         samples_per_second=stream.batch_size / seconds,
     )

@@ -1,0 +1,91 @@
+"""Recipes with unpaired data: what they say, what is refused, and that they build."""
+
+import pytest
+
+from troth import recipe as recipes
+from troth.data import UnpairedStream
+from troth.errors import UserError
+from troth.run import build
+from troth.run.training import show_dry_run
+
+NAMES = [f"{towers}-unpaired-{matching}" for towers in ("heads", "small") for matching in ("top", "argmax")]
+PART = 'source={kind="embedded"}'
+
+#: (settings on top of small-unpaired-argmax, what the one line must contain)
+MISTAKES = [
+    (["unpaired.batch=3"], ["unpaired.batch: unknown key", "did you mean 'batch_size'?"]),
+    (["unpaired.matching=best"], ["unpaired.matching", "'top', 'argmax', 'mutual' or 'hungarian'"]),
+    (["unpaired.judge=teacher"], ["unpaired.judge", "'current' or 'best'"]),
+    (["unpaired.judge=current"], ["unpaired", 'refresh_metric replaces a frozen judge: set judge = "best"']),
+    (["unpaired.refresh_factor=0.9"], ["unpaired.refresh_factor", "greater than or equal to 1"]),
+    (["unpaired.weight=0"], ["unpaired.weight", "greater than 0"]),
+    (["unpaired.paired_weight=-1"], ["unpaired.paired_weight", "greater than or equal to 0"]),
+    (["unpaired.batch_size=1"], ["unpaired.batch_size", "greater than 1"]),
+    (["unpaired.truth=class"], ["unpaired.truth", "'caption' or 'category'"]),
+    (['unpaired={images={kind="embedded"}}'], ["unpaired.texts: a value is missing here"]),
+    ([f"unpaired.images={{kind='part', {PART}, start=1.0}}"], ["unpaired.images.start", "less than 1"]),
+    ([f"unpaired.images={{kind='part', {PART}, begin=0.5}}"], ["unpaired.images.begin", "known here: source, kind"]),
+    ([f"unpaired.images={{kind='part', {PART}, start=0.5, stop=0.1}}"], ["unpaired.images", "start (0.5) must be"]),
+    (["unpaired.images={kind='part'}"], ["unpaired.images.source: a value is missing here"]),
+]
+
+BUILDING = [
+    (["unpaired.refresh_metric=validation/mean_recal"], ["unpaired.refresh_metric", "did you mean 'validation/mean_r"]),
+    (
+        ["evaluation.tasks=[]", "unpaired.refresh_metric=x/y"],
+        ["unpaired.refresh_metric: the tasks have no metric 'x/y'", "there are no tasks"],
+    ),
+    (['unpaired.images={kind="folder", path="no/such"}'], ["unpaired.images.path: there is no folder 'no/such'"]),
+    (['unpaired.texts={kind="table", path="no.csv"}'], ["unpaired.texts.path: there is no table 'no.csv'"]),
+    (["unpaired.batch_size=100000"], ["unpaired.batch_size: a batch of 100000 from", "use at most"]),
+]
+
+
+@pytest.mark.parametrize(("settings", "parts"), MISTAKES, ids=lambda value: value[0][:60])
+def test_a_mistake_is_one_line_with_field_and_remedy(settings: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        recipes.load("small-unpaired-argmax", settings)
+    check(str(caught.value), parts)
+
+
+@pytest.mark.parametrize(("settings", "parts"), BUILDING, ids=lambda value: value[0][:60])
+def test_what_only_building_can_find_is_one_line_too(settings: list[str], parts: list[str]) -> None:
+    recipe = recipes.load("small-unpaired-argmax", settings)
+    with pytest.raises(UserError) as caught:
+        build(recipe).stream()
+    check(str(caught.value), parts)
+
+
+def check(line: str, parts: list[str]) -> None:
+    assert "\n" not in line
+    assert all(part in line for part in parts), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_shipped_recipe_validates_on_is_kept_out_of_everything_else(name: str) -> None:
+    recipe = recipes.load(name)
+    assert recipe.unpaired is not None
+    (task,) = (task for task in recipe.evaluation.tasks if task.name == "validation")
+    validation = task.source.open()
+    held_out = {validation.key(index) for index in range(len(validation))}
+    assert len(held_out) > 800
+    for source in (recipe.data.source, recipe.unpaired.images, recipe.unpaired.texts):
+        opened = source.open()
+        assert not held_out & {opened.key(index) for index in range(len(opened))}
+
+
+def test_a_recipe_builds_a_stream_of_both_stages() -> None:
+    recipe = recipes.load("small-unpaired-top", ["train.num_workers=0", "unpaired.batch_size=32"])
+    stream = build(recipe).stream()
+    assert isinstance(stream, UnpairedStream)
+    (loaded,) = stream.batches(stream.paired_steps, stream.paired_steps + 1)
+    assert loaded.unpaired is not None
+    assert loaded.batch.image.shape == (32, 3, 64, 64)
+    assert loaded.unpaired.text_truth.min() > 0
+
+
+def test_a_dry_run_counts_both_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["train.num_workers=0", "train.batch_size=16", "unpaired.batch_size=16", "unpaired.paired_weight=1"]
+    show_dry_run(recipes.load("small-unpaired-top", [*small, "evaluation.tasks=[]", "train.epochs=1"]))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of 16 images and captions, with pairs" in said
