@@ -15,9 +15,19 @@ from troth.data.noise import BatchNoise, CaptionAssignment, Noise
 from troth.data.plan import BatchPlan, Plan
 from troth.data.source import IndexedSource, Source
 from troth.data.sources import PartSource, SourceConfig
+from troth.data.spiked import SpikedSource
 from troth.data.table import TableSource
 from troth.data.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
 from troth.data.unpaired import DetectionTruth, UnpairedPlans, UnpairedStream, UnpairedTexts
+from troth.data.vectors import (
+    VECTOR_SUFFIXES,
+    PairedVectors,
+    VectorSource,
+    VectorsSource,
+    carries_vectors,
+    named_text_vectors,
+    paired_vectors,
+)
 from troth.data.webdataset import TarSource
 
 __all__ = [
@@ -26,6 +36,7 @@ __all__ = [
     "CLIP_STD",
     "MAX_PIXELS",
     "REASONS",
+    "VECTOR_SUFFIXES",
     "Augmentation",
     "AugmentationConfig",
     "BatchNoise",
@@ -45,19 +56,26 @@ __all__ = [
     "LedgerEntry",
     "LoadedBatch",
     "Noise",
+    "PairedVectors",
     "PartSource",
     "Plan",
     "Reason",
     "SampleError",
     "Source",
     "SourceConfig",
+    "SpikedSource",
     "TableSource",
     "TarSource",
     "UnpairedPlans",
     "UnpairedStream",
     "UnpairedTexts",
+    "VectorSource",
+    "VectorsSource",
     "atomic_path",
     "cache_folder",
+    "carries_vectors",
     "check_source",
     "decode",
+    "named_text_vectors",
+    "paired_vectors",
 ]

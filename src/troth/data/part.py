@@ -9,29 +9,27 @@ import pyarrow as pa
 from jaxtyping import Float64
 
 from troth.data.source import IndexedSource
+from troth.data.vectors import VectorSource
 from troth.errors import UserError
 
 #: A key's place is the first 64 bits of its hash, as a fraction of all there are.
 _PLACES = 2.0**64
 
 
-def key_fractions(source: IndexedSource, seed: int) -> Float64[np.ndarray, " N"]:
+def key_fractions(source: IndexedSource | VectorSource, seed: int) -> Float64[np.ndarray, " N"]:
     """Return a number in [0, 1) for every sample, a function of the seed and the sample's key alone.
 
     Args:
         source: the samples.
         seed: another one gives other, independent numbers.
     """
-    hashes = (
-        hashlib.sha256(f"{seed} {key}".encode("utf-8", "surrogatepass")).digest()[:8]
-        for key in source.index["key"].to_pylist()
-    )
+    hashes = (hashlib.sha256(f"{seed} {key}".encode("utf-8", "surrogatepass")).digest()[:8] for key in _keys(source))
     fractions = np.fromiter((int.from_bytes(part, "big") for part in hashes), dtype=np.float64, count=len(source))
     # Numbers just below 2^64 round up to it.
     return np.minimum(fractions / _PLACES, np.nextafter(1.0, 0.0))
 
 
-def part_of(source: IndexedSource, start: float, stop: float, seed: int) -> IndexedSource:
+def part_of(source: IndexedSource | VectorSource, start: float, stop: float, seed: int) -> IndexedSource | VectorSource:
     """Return the samples of ``source`` whose :func:`key_fractions` lie in ``[start, stop)``, in their order.
 
     Keys, captions, categories, metadata and pictures are the source's; sample ids are counted anew. The source's ledger
@@ -49,4 +47,13 @@ def part_of(source: IndexedSource, start: float, stop: float, seed: int) -> Inde
             remedy="make the part larger",
         )
     name = f"{source.name}, {start:g} to {stop:g}"
+    if isinstance(source, VectorSource):
+        return source.of_rows(name, np.flatnonzero(chosen))
     return IndexedSource(name, source.index.filter(pa.array(chosen)).combine_chunks(), source.reader, source.ledger)
+
+
+def _keys(source: IndexedSource | VectorSource) -> list[str]:
+    if isinstance(source, VectorSource):
+        return [source.key(index) for index in range(len(source))]
+    keys: list[str] = source.index["key"].to_pylist()
+    return keys

@@ -15,7 +15,9 @@ from troth.data.folder import FolderSource
 from troth.data.huggingface import HuggingFaceSource
 from troth.data.part import part_of
 from troth.data.source import IndexedSource
+from troth.data.spiked import SpikedSource
 from troth.data.table import TableSource
+from troth.data.vectors import VectorSource, VectorsSource
 from troth.data.webdataset import TarSource
 from troth.errors import UserError
 from troth.types import STRICT
@@ -48,7 +50,7 @@ class PartSource:
             raise ValueError(f"start ({self.start:g}) must be below stop ({self.stop:g})")
         return self
 
-    def open(self) -> IndexedSource:
+    def open(self) -> IndexedSource | VectorSource:
         """Open the source and take the part. Raises UserError as the source does, or if the part is empty."""
         try:
             whole = self.source.open()
@@ -60,6 +62,13 @@ class PartSource:
 
 #: Told apart by ``kind``; each opens to a :class:`~troth.data.source.Source` by ``.open()``.
 SourceConfig = Annotated[
-    FolderSource | TableSource | TarSource | HuggingFaceSource | EmbeddedSource | PartSource,
+    FolderSource
+    | TableSource
+    | TarSource
+    | HuggingFaceSource
+    | EmbeddedSource
+    | VectorsSource
+    | SpikedSource
+    | PartSource,
     Field(discriminator="kind"),
 ]

@@ -15,7 +15,8 @@ from troth.data.source import Source
 from troth.embed.cache import FeatureCache, Uncached
 from troth.embed.features import FrozenFeatures, Progress, frozen_features
 from troth.embed.pictures import picture_identity
-from troth.embed.trained import Precision, embed_source, embed_texts
+from troth.embed.trained import Precision, embed_source, embed_text_features, embed_texts
+from troth.embed.vectors import CarriedVectors
 from troth.encoders import ContrastiveModel, HeadsEncoder
 from troth.geometry import Geometry
 
@@ -103,6 +104,7 @@ class Embedder:
         if frozen is None and isinstance(model.encoder, HeadsEncoder):
             frozen = FrozenEncoders(model.encoder.config, num_workers=num_workers)
         self._frozen = frozen
+        self._carried = CarriedVectors()
         self.ledger = Ledger()
         self._texts: dict[tuple[str, ...], Float[Tensor, "C D"]] = {}
 
@@ -111,13 +113,23 @@ class Embedder:
         """Where the points live."""
         return self.model.geometry
 
+    def meet(self, source: Source) -> None:
+        """Remember the text vectors of a source whose captions :meth:`texts` will be asked for, if it carries any.
+
+        :meth:`images` does so too.
+        """
+        self._carried.meet(source)
+
     def images(self, source: Source) -> tuple[Int64[Tensor, " Q"], Float[Tensor, "Q D"]]:
         """Return the ids and points of all pictures of a source that can be read."""
+        features = self._carried.meet(source)
+        if features is None and self._frozen is not None:
+            features = self._frozen.features(source)
         embedded = embed_source(
             self.model,
             source,
             self._cache,
-            features=None if self._frozen is None else self._frozen.features(source),
+            features=features,
             captions=False,
             precision=self._precision,
             num_workers=self._num_workers,
@@ -127,9 +139,13 @@ class Embedder:
         return index, embedded.image[index]
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "C D"]:
-        """Return one point for every text, in their order."""
+        """Return one point for every text, in their order; the texts may be names of vectors of the sources met."""
         key = tuple(texts)
         if key not in self._texts:
+            vectors = self._carried.texts(key)
+            if vectors is not None:
+                self._texts[key] = embed_text_features(self.model, vectors, self._precision)
+                return self._texts[key]
             self._texts[key] = embed_texts(
                 self.model,
                 texts,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from troth.data.ledger import LedgerEntry
 from troth.data.source import Source
+from troth.data.vectors import carries_vectors
 from troth.embed.cache import CacheEntry, CacheKey, FeatureCache
 from troth.embed.features import (
     CaptionTable,
@@ -26,9 +27,11 @@ from troth.embed.features import (
     ledger_of,
 )
 from troth.embed.pictures import DECODER, picture_batches, picture_identity, picture_transform
+from troth.embed.vectors import carried_features
 from troth.encoders import (
     ContrastiveModel,
     DualEncoder,
+    FeatureEncoder,
     FrozenTextEncoder,
     HeadsEncoder,
     OpenClipEncoder,
@@ -101,15 +104,15 @@ def embed_source(
     """Embed all pictures and all distinct captions of ``source`` with a trained model.
 
     Towers encode each picture once per set of weights and then read the cache. Heads run on the frozen features,
-    which are computed once per source whatever the heads' weights.
+    which are computed once per source whatever the heads' weights, or on the vectors that the source carries.
 
     Args:
         model: the trained model, on any device and in any mode (which it keeps).
         source: the samples.
         cache: where embeddings and frozen features are kept; None for the default folder,
             :class:`~troth.embed.cache.Uncached` to keep nothing (weights in the middle of a training).
-        features: for heads, the frozen features of ``source`` if the caller has them already; they must hold
-            ``extra_captions`` too.
+        features: for heads and plain encoders, the features of ``source`` if the caller has them already; they must
+            hold ``extra_captions`` too.
         extra_captions: further texts to embed (class prompts, say).
         captions: whether towers embed the captions too; without, ``text`` is empty.
         precision: ``bfloat16`` runs the towers under autocast; points are float32 either way.
@@ -119,10 +122,17 @@ def embed_source(
 
     Returns:
         The embeddings; unreadable pictures are in ``ledger`` and not ``valid``.
+
+    Raises:
+        UserError: if the source carries pictures and the model takes vectors, the reverse, or vectors of other
+            dimensions.
     """
     cache = cache or FeatureCache()
-    if isinstance(model.encoder, HeadsEncoder):
+    if isinstance(model.encoder, FeatureEncoder):
+        if features is None and (carries_vectors(source) or not isinstance(model.encoder, HeadsEncoder)):
+            features = carried_features(source)
         if features is None:
+            assert isinstance(model.encoder, HeadsEncoder)
             image_encoder, text_encoder = model.encoder.config.open_encoders()
             features = frozen_features(
                 source,
@@ -192,38 +202,50 @@ def embed_texts(
     """
     cache = cache or FeatureCache()
     encoder = model.encoder
-    if not isinstance(encoder, HeadsEncoder):
+    if not isinstance(encoder, FeatureEncoder):
         return _embed_tokens(model, texts, cache, _identity(encoder), precision, batch_size)
     if features is not None:
         inputs = features.text_features[features.rows(texts)]
+    elif not isinstance(encoder, HeadsEncoder):
+        raise UserError(
+            f"the model takes vectors, and {texts[0] if texts else 'a caption'!r} is a text",
+            where="model.kind",
+            remedy='score it on a source of vectors, by tasks of kind "matching" or "class-matching"',
+        )
     else:
         if text_encoder is None:
             text_encoder = FrozenTextEncoder(encoder.config.text_encoder, precision=encoder.config.precision)
         inputs = frozen_texts(texts, text_encoder, cache)
+    return embed_text_features(model, inputs, precision)
+
+
+def embed_text_features(
+    model: ContrastiveModel, text_features: Float[Tensor, "C F"], precision: Precision = "float32"
+) -> Float[Tensor, "C D"]:
+    """Embed text features, of a frozen encoder or carried by a source, with a model that takes such."""
     with _inference(model, precision) as device:
-        return _in_chunks(lambda rows: model.embed_text(rows.to(device)).cpu(), inputs, encoder.embed_dim)
+        return _in_chunks(lambda rows: model.embed_text(rows.to(device)).cpu(), text_features, model.encoder.embed_dim)
 
 
 def _embed_features(model: ContrastiveModel, features: FrozenFeatures, precision: Precision) -> SourceEmbeddings:
     encoder = model.encoder
-    assert isinstance(encoder, HeadsEncoder)
+    assert isinstance(encoder, FeatureEncoder)
+    frozen = isinstance(encoder, HeadsEncoder)
     for field, found, expected in (
         ("image_feature_dim", features.image_features.shape[1], encoder.image_feature_dim),
         ("text_feature_dim", features.text_features.shape[1], encoder.text_feature_dim),
     ):
         if found != expected:
             raise UserError(
-                f"the frozen features have {found} dimensions, the heads take {expected}",
-                where=f"model.{field}",
-                remedy="use the frozen encoders that the heads were trained with",
+                f"the features have {found} dimensions, the {'heads take' if frozen else 'model takes'} {expected}",
+                where=f"model.{field if frozen else field.replace('_feature', '')}",
+                remedy="use the encoders, or the vectors, that the model was trained with",
             )
     with _inference(model, precision) as device:
         image = _in_chunks(
             lambda rows: model.embed_image(rows.to(device)).cpu(), features.image_features, encoder.embed_dim
         )
-        text = _in_chunks(
-            lambda rows: model.embed_text(rows.to(device)).cpu(), features.text_features, encoder.embed_dim
-        )
+    text = embed_text_features(model, features.text_features, precision)
     return SourceEmbeddings(
         captions=features.captions,
         # A picture that could not be read has zeros for features; the heads would make a point even of those.

@@ -10,21 +10,24 @@ from troth.encoders.base import DualEncoder, ImageTransform, Tokenize
 from troth.encoders.contrastive import ContrastiveModel, Features, ScaleConfig
 from troth.encoders.decay import no_decay
 from troth.encoders.export import export_open_clip
+from troth.encoders.features import FeatureEncoder
 from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
 from troth.encoders.hashing import hash_module, hash_tensors
 from troth.encoders.heads import Heads, HeadsEncoder
 from troth.encoders.locking import apply_towers
 from troth.encoders.open_clip_models import OpenClip, Small
+from troth.encoders.plain import Plain, PlainEncoder
 from troth.encoders.timm_models import Timm
 from troth.encoders.tower_training import LoRA, Towers, TowerTraining
 from troth.encoders.towers import OpenClipEncoder
 
 #: What a recipe may put under ``[model]``, told apart by ``kind``.
-ModelConfig = Annotated[OpenClip | Timm | Small | Heads, Field(discriminator="kind")]
+ModelConfig = Annotated[OpenClip | Timm | Small | Heads | Plain, Field(discriminator="kind")]
 
 __all__ = [
     "ContrastiveModel",
     "DualEncoder",
+    "FeatureEncoder",
     "Features",
     "FrozenImageEncoder",
     "FrozenTextEncoder",
@@ -35,6 +38,8 @@ __all__ = [
     "ModelConfig",
     "OpenClip",
     "OpenClipEncoder",
+    "Plain",
+    "PlainEncoder",
     "ScaleConfig",
     "Small",
     "Timm",

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from troth.encoders.contrastive import ContrastiveModel
+from troth.encoders.features import FeatureEncoder
 from troth.encoders.heads import HeadsEncoder
 from troth.encoders.lora import without_adapters
 from troth.encoders.towers import OpenClipEncoder, first_line, quiet_open_clip
@@ -39,8 +40,8 @@ def export_open_clip(model: ContrastiveModel, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        UserError: heads on frozen features or another geometry, which open_clip has no form for; a folder with other
-            things in it; a tower that open_clip cannot rebuild from its configuration.
+        UserError: heads on frozen features, plain encoders or another geometry, which open_clip has no form for; a
+            folder with other things in it; a tower that open_clip cannot rebuild from its configuration.
     """
     encoder = _exportable(model)
     folder = Path(folder)
@@ -83,6 +84,12 @@ def _exportable(model: ContrastiveModel) -> OpenClipEncoder:
             where="model.kind",
             remedy="use the heads through the run's own checkpoint and `troth embed`; models of kind"
             " open_clip, timm and small can be exported",
+        )
+    if isinstance(model.encoder, FeatureEncoder):
+        raise UserError(
+            "an encoder of vectors cannot be an open_clip model: open_clip has no form for it",
+            where="model.kind",
+            remedy="use it through the run's own checkpoint and `troth embed`",
         )
     assert isinstance(model.encoder, OpenClipEncoder), type(model.encoder)
     return model.encoder

@@ -12,7 +12,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from troth.encoders.base import DualEncoder, ImageTransform, Tokenize
+from troth.encoders.base import ImageTransform, Tokenize
+from troth.encoders.features import FeatureEncoder
 from troth.encoders.towers import seeded
 from troth.errors import UserError
 from troth.types import STRICT
@@ -71,7 +72,7 @@ class ResidualHead(nn.Sequential):
         )
 
 
-class HeadsEncoder(DualEncoder):
+class HeadsEncoder(FeatureEncoder):
     """Two residual heads. Its "images" are ``(B, image_feature_dim)`` features, its "texts" likewise.
 
     Args:
@@ -137,8 +138,9 @@ class Heads:
         image_size: side of the pictures the frozen image encoder sees, in pixels.
         image_weights: a file of weights for a ``timm:`` image encoder; None for timm's published ones.
         precision: what the frozen encoders compute in; features are float32 either way.
-        image_feature_dim: dimension of the image features; None for the named encoder's.
-        text_feature_dim: dimension of the text features; None for the named encoder's.
+        image_feature_dim: dimension of the image features; None for the named encoder's, or for that of the vectors if
+            the source carries vectors, which need no frozen encoder.
+        text_feature_dim: dimension of the text features; None likewise.
     """
 
     kind: Literal["heads"] = "heads"

@@ -11,6 +11,7 @@ from troth.evaluate.averages import class_embedding, mean_point
 from troth.evaluate.clustering import clustering_quality
 from troth.evaluate.concept import concept_test
 from troth.evaluate.labels import ConceptLabels, check_class_names, concept_labels
+from troth.evaluate.matching import class_matching, matching
 from troth.evaluate.probes import knn, linear_probe
 from troth.evaluate.result import TaskResult
 from troth.evaluate.retrieval import retrieval
@@ -24,12 +25,14 @@ __all__ = [
     "affinity_consistency",
     "check_class_names",
     "class_embedding",
+    "class_matching",
     "clustering_quality",
     "compare",
     "concept_labels",
     "concept_test",
     "knn",
     "linear_probe",
+    "matching",
     "mean_influence",
     "mean_point",
     "paired_difference",

@@ -14,12 +14,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from troth.data import EmbeddedSource, SourceConfig
+from troth.data import EmbeddedSource, SourceConfig, VectorsSource
 from troth.embed import Embedder
 from troth.evaluate.averages import class_embedding
 from troth.evaluate.concept import concept_test
 from troth.evaluate.label_tasks import ClusteringTask, KNNTask, LinearProbeTask
 from troth.evaluate.labels import ConceptLabels, concept_labels
+from troth.evaluate.matching import class_matching, matching
 from troth.evaluate.result import TaskResult
 from troth.evaluate.retrieval import retrieval
 from troth.evaluate.task_data import Name, opened, required_class_name
@@ -152,9 +153,82 @@ class RetrievalTask:
         return retrieval(images, points, image_group, text_group, embedder.geometry, self.k, task=self.name)
 
 
+@dataclass(frozen=True, config=STRICT)
+class MatchingTask:
+    """Is the text of a sample the one most similar to its image, among the texts of all samples? And the reverse.
+
+    Samples with one and the same first caption, or text vector, answer each other's queries.
+
+    Attributes:
+        name: the task's name in tables and metrics.
+        source: the pairs, of vectors or pictures.
+        topk: cut-offs.
+    """
+
+    kind: Literal["matching"] = "matching"
+    name: Name = "matching"
+    source: SourceConfig = Field(default_factory=VectorsSource)
+    topk: Cutoffs = (1, 5)
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the metrics of :meth:`run`, larger is better (fewer cut-offs with fewer candidates)."""
+        return tuple(f"{way}/top{k}" for way in ("image_to_text", "text_to_image") for k in self.topk)
+
+    def check(self) -> None:
+        """Open the data. Raises UserError for what :meth:`run` could not do."""
+        opened(self.source, "source")
+
+    def run(self, embedder: Embedder) -> TaskResult:
+        """Score the embedder's model."""
+        return matching(RetrievalTask(name=self.name, source=self.source, captions=1, k=self.topk).run(embedder))
+
+
+@dataclass(frozen=True, config=STRICT)
+class ClassMatchingTask:
+    """Is the text most similar to an image of the image's class, among the texts of all samples? And the reverse.
+
+    Attributes:
+        name: the task's name in tables and metrics.
+        source: the pairs, of vectors with a ``label`` or of pictures.
+        class_field: the metadata field that holds a sample's class, or ``category``.
+        topk: cut-offs; a query is right if one of the k most similar is of its class.
+    """
+
+    kind: Literal["class-matching"] = "class-matching"
+    name: Name = "class-matching"
+    source: SourceConfig = Field(default_factory=VectorsSource)
+    class_field: str = "category"
+    topk: Cutoffs = (1,)
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the metrics of :meth:`run`, larger is better (fewer cut-offs with fewer candidates)."""
+        return tuple(f"{way}/top{k}" for way in ("image_to_text", "text_to_image") for k in self.topk)
+
+    def check(self) -> None:
+        """Open the data and read one sample's class. Raises UserError for what :meth:`run` could not do."""
+        required_class_name(opened(self.source, "source"), 0, self.class_field)
+
+    def run(self, embedder: Embedder) -> TaskResult:
+        """Score the embedder's model."""
+        source = opened(self.source, "source")
+        index, images = embedder.images(source)
+        samples = index.tolist()
+        labels = concept_labels([required_class_name(source, i, self.class_field) for i in samples]).labels
+        texts = embedder.texts([source.captions(i)[0] for i in samples])
+        return class_matching(images, texts, labels, labels, embedder.geometry, self.topk, task=self.name)
+
+
 #: What a recipe may put under ``[[evaluation.tasks]]``, told apart by ``kind``.
 TaskConfig = Annotated[
-    ZeroShotTask | ConceptTask | RetrievalTask | KNNTask | LinearProbeTask | ClusteringTask, Field(discriminator="kind")
+    ZeroShotTask
+    | ConceptTask
+    | RetrievalTask
+    | KNNTask
+    | LinearProbeTask
+    | ClusteringTask
+    | MatchingTask
+    | ClassMatchingTask,
+    Field(discriminator="kind"),
 ]
 
 

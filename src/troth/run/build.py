@@ -13,6 +13,7 @@ import torch
 
 from troth import distributed
 from troth.data import (
+    VECTOR_SUFFIXES,
     Augmentation,
     BatchNoise,
     BatchPlan,
@@ -33,17 +34,21 @@ from troth.data import (
     UnpairedPlans,
     UnpairedStream,
     UnpairedTexts,
+    VectorsSource,
+    carries_vectors,
+    paired_vectors,
 )
 from troth.data.embedded_source import EmbeddedSplit
 from troth.data.noise import CaptionChoice
 from troth.embed import FeatureCache, FrozenEncoders
 from troth.embed.features import FrozenFeatures, Progress, distinct_captions
 from troth.embed.pictures import picture_transform
-from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, apply_towers
+from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, Plain, apply_towers
 from troth.errors import UserError
 from troth.geometry import FILIP
 from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
+from troth.run.vectors import fitted
 from troth.state import State
 from troth.train import Episodes, MomentumTeacher, TaughtData, TaughtRun, TaughtStream, Teacher, UnpairedConfig
 from troth.train.hardware import resolve_device
@@ -57,7 +62,7 @@ class Built:
     """What a recipe names, built.
 
     Attributes:
-        recipe: as validated.
+        recipe: as validated; what it left to the data (the dimensions of vectors) is filled in.
         source: the training pairs.
         noise: whose captions each of them gets.
         reserve: where foreign captions come from, if any.
@@ -184,7 +189,11 @@ class Built:
         )
 
     def _features(self, source: Source, reserve: Source | None, ledger: Ledger | None) -> FrozenFeatures | None:
-        """Return what heads take of a source and of the reserve's captions; None for towers."""
+        """Return what heads and plain encoders take of a source and of the reserve's captions; None for towers."""
+        if carries_vectors(source):
+            vectors = paired_vectors(source, reserve)
+            valid = torch.ones(len(source), dtype=torch.bool)
+            return FrozenFeatures(vectors.captions, vectors.image, valid, vectors.text, ())
         if self.frozen is None:
             return None
         with _main_rank_first():
@@ -269,6 +278,7 @@ def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: 
     """
     with at("data.source"):
         source = recipe.data.source.open()
+    recipe = fitted(recipe, source)
     with at("data.noise"):
         reserve = recipe.data.noise.open_reserve()
         noise = recipe.data.noise.bind(source, recipe.seed, reserve)
@@ -307,7 +317,7 @@ def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
                 remedy="set train.average = { decay = 0.999 }",
             )
     elif recipe.objective.needs_teacher:
-        kind = "input" if isinstance(recipe.model, Heads) else "online"
+        kind = "input" if isinstance(recipe.model, Heads | Plain) else "online"
         raise UserError(
             "the objective copies a teacher, and the recipe names none",
             where="teacher",
@@ -429,8 +439,10 @@ def data_argument(text: str) -> SourceConfig:
         return FolderSource(path=str(path))
     if path.suffix.lower() in _TABLES:
         return TableSource(path=str(path))
+    if path.suffix.lower() in VECTOR_SUFFIXES:
+        return VectorsSource(path=str(path))
     raise UserError(
         "no such data",
         where=text,
-        remedy=f"a folder, a {', '.join(_TABLES)} file, .tar shards, embedded:SPLIT or recipe:NAME",
+        remedy=f"a folder, a {', '.join(_TABLES + VECTOR_SUFFIXES)} file, .tar shards, embedded:SPLIT or recipe:NAME",
     )

@@ -171,6 +171,8 @@ def audit_source(
         noise: whose captions they were given; None for their own.
         reserve: where foreign captions came from, if any did.
     """
+    if reserve is not None:
+        embedder.meet(reserve)
     index, image = embedder.images(source)
     owners = index.tolist() if noise is None else [int(noise.caption_of[i]) for i in index.tolist()]
     places = [(source, owner) if owner < len(source) else (reserve, owner - len(source)) for owner in owners]

@@ -58,7 +58,7 @@ def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None,
             recipe.objective.prepare(trainer.state)  # reads the files it names
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            recipes.save(recipe, folder / RECIPE_NAME)
+            recipes.save(built.recipe, folder / RECIPE_NAME)
             if isinstance(built.noise, CaptionAssignment) and built.noise.mismatched.any():
                 built.noise.save(folder / NOISE_NAME)
         return _finish(trainer, folder, resume=False)

@@ -27,7 +27,7 @@ from troth.data.source import Source
 from troth.embed.cache import CacheEntry, CacheKey, FeatureCache
 from troth.embed.features import Progress, collect_images, ledger_of
 from troth.embed.pictures import DECODER, picture_batches, picture_identity
-from troth.encoders import DualEncoder, HeadsEncoder, OpenClipEncoder
+from troth.encoders import DualEncoder, FeatureEncoder, OpenClipEncoder
 from troth.errors import UserError
 from troth.train.momentum_teacher import MomentumTeacher
 from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrecision, load_tower
@@ -78,7 +78,7 @@ class TaughtRun:
 
 @dataclass(frozen=True, config=STRICT)
 class InputTeacher:
-    """The student's own input teaches: under heads that is the feature of their frozen image encoder.
+    """The student's own input teaches: under heads that is the feature of their frozen image encoder, or a vector.
 
     Costs nothing. Not for towers, whose input is pixels.
     """
@@ -87,7 +87,7 @@ class InputTeacher:
 
     def check(self, student: DualEncoder) -> None:
         """Raise a UserError if ``student`` does not take features."""
-        if not isinstance(student, HeadsEncoder):
+        if not isinstance(student, FeatureEncoder):
             raise UserError(
                 "towers take pictures, which are no features to be taught by",
                 where="teacher.kind",
