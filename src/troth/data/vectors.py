@@ -245,8 +245,9 @@ def _read(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if not hasattr(arrays, "files"):  # one bare array, whatever the file is called
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name")
             return {name: arrays[name] for name in _ARRAYS if name in arrays.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
