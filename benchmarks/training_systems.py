@@ -31,8 +31,8 @@ SMALL = (
     "model.vision_layers=4",
     "model.text_layers=2",
     "model.context_length=16",
-    "train.epochs=8",
-    "train.evaluate_every_epochs=8",
+    "train.epochs=5",
+    "train.evaluate_every_epochs=5",
     "train.num_workers=0",
 )
 
@@ -70,7 +70,6 @@ class System:
 SYSTEMS: dict[str, System] = {
     "CLIP": System("infonce"),
     "ProtoCLIP": System("protoclip"),
-    "ProtoCLIP, no augmentation": System("protoclip", ("data.augmentation=none",), ("small",)),
     "ProtoCLIP + external teacher": System("protoclip-external"),
     "ProtoCLIP, no back translation": System("protoclip-no-pbt"),
     "ProtoCLIP, hard targets": System("protoclip", ("objective.terms.1.1.target_temperature=none",), ("heads",)),
@@ -82,6 +81,7 @@ SYSTEMS: dict[str, System] = {
     "CLIP, a quarter of the pairs": System("infonce", (NO_PAIRS_BUT_A_QUARTER,)),
     "unpaired A: top": System("unpaired-top"),
     "unpaired B: argmax of the best": System("unpaired-argmax"),
+    "ProtoCLIP, no augmentation": System("protoclip", ("data.augmentation=none",), ("small",)),
 }
 
 
@@ -102,6 +102,8 @@ def recipe_of(job: Job) -> Any:
 
     system = SYSTEMS[job.name]
     settings = [*system.settings, f"seed={job.seed}", *(SMALL if job.regime == "small" else ())]
+    if job.regime == "small" and "unpaired" in system.recipe:
+        settings.append("unpaired.epochs=5")
     tree = to_dict(load(f"{job.regime}-{system.recipe}", settings))
     tree["evaluation"]["tasks"] += CATEGORY_TASKS
     tree["evaluation"]["best"] = "none"

@@ -107,6 +107,7 @@ class Embedder:
         self._carried = CarriedVectors()
         self.ledger = Ledger()
         self._texts: dict[tuple[str, ...], Float[Tensor, "C D"]] = {}
+        self._images: dict[str, tuple[Int64[Tensor, " Q"], Float[Tensor, "Q D"]]] = {}
 
     @property
     def geometry(self) -> Geometry:
@@ -121,8 +122,19 @@ class Embedder:
         self._carried.meet(source)
 
     def images(self, source: Source) -> tuple[Int64[Tensor, " Q"], Float[Tensor, "Q D"]]:
-        """Return the ids and points of all pictures of a source that can be read."""
+        """Return the ids and points of all pictures of a source that can be read.
+
+        Tasks on the same pictures share one pass over them, whatever opened the source.
+        """
         features = self._carried.meet(source)
+        key = source.fingerprint if features is not None else picture_identity(source).digest
+        if key not in self._images:
+            self._images[key] = self._embedded(source, features)
+        return self._images[key]
+
+    def _embedded(
+        self, source: Source, features: FrozenFeatures | None
+    ) -> tuple[Int64[Tensor, " Q"], Float[Tensor, "Q D"]]:
         if features is None and self._frozen is not None:
             features = self._frozen.features(source)
         embedded = embed_source(

@@ -52,6 +52,7 @@ class UnpairedConfig:
             second stage; 0: none does.
         weight: weight of the detection loss.
         matching: which pairs are detected: ``top``, ``argmax``, ``mutual`` or ``hungarian``.
+        scale: multiplier of the unpaired rows' similarities; None: the model's learned one. The notebooks have 1.
         judge: whose similarities decide: ``current``: those of the model as it learns, without a gradient through the
             choice; ``best``: those of a frozen copy, made where the second stage begins.
         refresh_metric: for the judge ``best``: which metric of the evaluation, as ``task/metric``, has the copy
@@ -70,6 +71,7 @@ class UnpairedConfig:
     paired_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     weight: Positive = 1.0
     matching: Matching = "top"
+    scale: Positive | None = None
     judge: Literal["current", "best"] = "current"
     refresh_metric: str | None = None
     refresh_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.1
@@ -125,7 +127,8 @@ class Detection:
         """
         image, text = (features.image, features.text) if self.judge is None else self._judged(self.judge, batch)
         edges = detect(image, text, self.geometry, self.config.matching)
-        pairs = Pairs(features.image, features.text, features.scale, features.bias, geometry=self.geometry)
+        scale = features.scale if self.config.scale is None else features.scale.new_tensor(self.config.scale)
+        pairs = Pairs(features.image, features.text, scale, features.bias, geometry=self.geometry)
         losses = detection_losses(pairs, edges, self.config.matching)
         notes = {"detection_loss": _mean(losses), **detection_quality(edges, rows, losses.device)}
         if self.config.matching == "mutual":
