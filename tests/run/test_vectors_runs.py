@@ -16,7 +16,8 @@ from troth.errors import UserError
 from troth.geometry import Sphere
 from troth.recipe import Recipe
 from troth.run import build, evaluate, resume, train
-from troth.run.build import build_model, data_argument
+from troth.run.arguments import data_argument
+from troth.run.build import build_model
 from troth.run.opened import open_run
 from troth.run.scoring import audit, check_data, embed
 

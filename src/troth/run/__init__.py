@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from troth.run.build import Built, build, data_argument
+from troth.run.arguments import data_argument
+from troth.run.build import Built, build
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import audit, check_data, embed, evaluate, export, run_tasks
 from troth.run.start import start

@@ -22,7 +22,9 @@ from troth.encoders import ContrastiveModel, export_open_clip
 from troth.errors import UserError
 from troth.evaluate import TaskResult, mean_point
 from troth.recipe import Recipe
-from troth.run.build import at, build, data_argument
+from troth.run.arguments import data_argument
+from troth.run.build import build
+from troth.run.checks import at
 from troth.run.opened import OpenedRun, open_run
 
 EVALUATION_NAME = "evaluation.json"

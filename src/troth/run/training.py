@@ -19,7 +19,8 @@ from troth.embed.features import Progress as OnProgress
 from troth.encoders import ContrastiveModel
 from troth.errors import UserError
 from troth.recipe import Recipe
-from troth.run.build import Built, at, build
+from troth.run.build import Built, build
+from troth.run.checks import at
 from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
 from troth.run.start import start

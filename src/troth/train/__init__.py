@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from troth.train.average import AverageConfig, AveragedWeights, has_average, load_average
 from troth.train.checkpoint import Checkpoints, Position, load, load_model, read_position
+from troth.train.config import TrainConfig
 from troth.train.detection import UnpairedConfig
 from troth.train.dry_run import DryRunReport, PartSize, dry_run
 from troth.train.episodes import Episodes, EpisodesConfig
@@ -15,7 +16,7 @@ from troth.train.external_teacher import (
     TaughtData,
     TextTeacher,
 )
-from troth.train.loop import LEDGER_NAME, Evaluate, TrainConfig, Trainer, TrainResult
+from troth.train.loop import LEDGER_NAME, Evaluate, Trainer, TrainResult
 from troth.train.momentum_teacher import MomentumTeacher
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.runlog import LOG_NAME, RunLog, read_log

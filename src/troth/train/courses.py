@@ -14,7 +14,7 @@ from troth.train.optimizer import Course, ScheduleConfig
 
 
 class Scheduled(Protocol):
-    """A run's length and schedule, as :class:`~troth.train.loop.TrainConfig` has them."""
+    """A run's length and schedule, as :class:`~troth.train.config.TrainConfig` has them."""
 
     @property
     def epochs(self) -> int:

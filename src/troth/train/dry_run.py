@@ -17,9 +17,9 @@ from troth.encoders.contrastive import ContrastiveModel
 from troth.errors import NonFiniteLossError
 from troth.objectives.base import Objective
 from troth.state import Clock, State
+from troth.train.config import TrainConfig
 from troth.train.detection import Detection, UnpairedConfig
 from troth.train.episodes import Episodes
-from troth.train.loop import TrainConfig
 from troth.train.step import NonFiniteStepError, StepReport
 from troth.types import Batch
 

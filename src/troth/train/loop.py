@@ -6,111 +6,36 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import pydantic
 import torch
-from pydantic import Field
 from torch import nn
 
 from troth import distributed
 from troth.data.ledger import Ledger
 from troth.data.loader import BatchStream, LoadedBatch
 from troth.encoders.contrastive import ContrastiveModel
-from troth.encoders.tower_training import TowerSide
 from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.base import Objective
 from troth.state import Clock, State
-from troth.train.average import AVERAGE_NAME, AverageConfig
+from troth.train.average import AVERAGE_NAME
 from troth.train.checkpoint import Checkpoints, Position, load, read_position
-from troth.train.courses import tower_courses
+from troth.train.config import TrainConfig
 from troth.train.episodes import Episodes
-from troth.train.hardware import Precision, describe_device, describe_precision, resolve_device, resolve_precision
-from troth.train.optimizer import OptimizerConfig, ScheduleConfig
+from troth.train.hardware import describe_device, describe_precision
 from troth.train.progress import Meter, ProgressBar
 from troth.train.randomness import seed_step
 from troth.train.resume import check_can_resume, holds_run
 from troth.train.runlog import RunLog
-from troth.train.step import NonFiniteStepError, StepReport, TrainStep, rows_of
-from troth.types import STRICT
+from troth.train.step import NonFiniteStepError, StepReport, rows_of
 
 #: Scores a model, in evaluation mode and without gradients: ``(model, epochs complete) -> {metric: value}``.
 Evaluate = Callable[[ContrastiveModel, int], dict[str, float]]
 
 #: Samples that training could not use, in the run's folder.
 LEDGER_NAME = "ledger.jsonl"
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class TrainConfig:
-    """How a model is trained.
-
-    Attributes:
-        epochs: passes over the data.
-        batch_size: pairs of a step, over all ranks.
-        micro_batch_size: rows the towers take at once on each rank; None: all of the rank's rows. Smaller needs less
-            memory and gives the same gradients, at the price of a second forward pass.
-        optimizer: AdamW and the clipping of gradients.
-        schedule: the learning rate's course.
-        average: an average of the weights, which is then what is evaluated and exported; None for none.
-        precision: what the towers compute in. ``auto``: bfloat16 where the hardware is fast in it, else float32.
-        channels_last: keep pictures and convolutions in channels-last layout, which convolutional towers like.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        num_workers: processes that load pictures, on each rank; 0: the training process itself.
-        log_every: steps between two lines of the log.
-        evaluate_every_epochs: epochs between two evaluations; the end of the run is always evaluated.
-        checkpoint_every_steps: steps between two checkpoints; None: only where an epoch ends with an evaluation.
-        keep_last: how many of the newest checkpoints stay, beside the best.
-        tensorboard: write TensorBoard events too, if TensorBoard is installed.
-    """
-
-    epochs: Annotated[int, Field(gt=0)] = 10
-    batch_size: Annotated[int, Field(gt=1)] = 256
-    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    average: AverageConfig | None = None
-    precision: Precision = "auto"
-    channels_last: bool = False
-    device: str = "auto"
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    log_every: Annotated[int, Field(gt=0)] = 10
-    evaluate_every_epochs: Annotated[int, Field(gt=0)] = 1
-    checkpoint_every_steps: Annotated[int, Field(gt=0)] | None = None
-    keep_last: Annotated[int, Field(gt=0)] = 2
-    tensorboard: bool = True
-
-    def step_maker(
-        self,
-        model: ContrastiveModel,
-        objective: Objective,
-        state: State,
-        seed: int,
-        stream: BatchStream | None = None,
-        episodes: Episodes | None = None,
-    ) -> TrainStep:
-        """Move ``model`` to its device and return what trains it, with a new optimiser; ``stream`` counts its steps."""
-        device = resolve_device(self.device)
-        model.to(device)
-        lock_step = None if episodes is None else episodes.lock_step
-        locks: dict[TowerSide, int] = {} if lock_step is None else {"image": lock_step}
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)
-        return TrainStep(
-            model,
-            objective,
-            state,
-            self.optimizer.build(model, {} if stream is None else tower_courses(model, self, stream, locks)),
-            seed=seed,
-            gradient_clip=self.optimizer.gradient_clip,
-            micro_batch_size=self.micro_batch_size,
-            precision=resolve_precision(self.precision, device),
-            channels_last=self.channels_last,
-            episodes=episodes,
-            average=self.average,
-        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""What no single section of a recipe can know to be wrong: sections that do not fit each other or the model."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from dataclasses import fields
+
+from troth.data import Augmentation
+from troth.embed.pictures import picture_transform
+from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, Plain
+from troth.errors import UserError
+from troth.objectives import GivenWeights, parts
+from troth.recipe import Recipe
+from troth.state import State
+from troth.train import MomentumTeacher
+
+_SECTIONS = {item.name for item in fields(Recipe)}
+
+
+@contextlib.contextmanager
+def at(place: str) -> Iterator[None]:
+    """Complete the place of a UserError: a source knows its field, only the recipe knows whose field that is."""
+    try:
+        yield
+    except UserError as error:
+        inner = error.where or ""
+        parent, _, last = place.rpartition(".")
+        if inner.startswith(f"{last}.") and parent:
+            inner = inner.removeprefix(f"{last}.")
+        if inner == place or inner.partition(".")[0] in _SECTIONS:
+            raise
+        where = f"{place}.{inner}" if inner.replace("_", "").replace(".", "").isalnum() else f"{place}: {inner}"
+        raise UserError(error.message, where=where if inner else place, remedy=error.remedy) from None
+
+
+def check(recipe: Recipe, model: ContrastiveModel) -> None:
+    """Raise a UserError where the recipe's sections do not fit each other, or its model."""
+    _check_augmentation(recipe, model)
+    _check_teacher(recipe, model)
+    _check_episodes(recipe)
+    _check_unpaired(recipe)
+
+
+def _check_augmentation(recipe: Recipe, model: ContrastiveModel) -> None:
+    """Raise a UserError unless the pictures can be changed as the recipe says."""
+    if isinstance(model.encoder, OpenClipEncoder):
+        picture_transform(model.encoder, train=True, augmentation=recipe.data.augmentation)
+    elif recipe.data.augmentation != Augmentation():
+        raise UserError(
+            "the model takes features that were computed before: there are no pictures to augment",
+            where="data.augmentation",
+            remedy='set it to "none", or train towers',
+        )
+
+
+def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
+    """Raise a UserError unless there is a teacher exactly where an objective needs one, and one for this model."""
+    if recipe.teacher is not None:
+        if not recipe.objective.needs_teacher:
+            raise UserError(
+                "no part of the objective copies a teacher", where="teacher", remedy='leave it out, or set it to "none"'
+            )
+        recipe.teacher.check(model.encoder)
+        if isinstance(recipe.teacher, MomentumTeacher) and recipe.train.average is None:
+            raise UserError(
+                "there is no average of the weights to teach",
+                where="teacher.kind",
+                remedy="set train.average = { decay = 0.999 }",
+            )
+    elif recipe.objective.needs_teacher:
+        kind = "input" if isinstance(recipe.model, Heads | Plain) else "online"
+        raise UserError(
+            "the objective copies a teacher, and the recipe names none",
+            where="teacher",
+            remedy=f'such as teacher = {{ kind = "{kind}" }}',
+        )
+
+
+def _check_episodes(recipe: Recipe) -> None:
+    """Raise a UserError where the objective learns from clusters that no episode makes.
+
+    Episodes without such an objective are an order of the samples, and welcome.
+    """
+    if recipe.episodes is None and recipe.objective.needs_prototypes:
+        raise UserError(
+            "the objective learns from the clusters of episodes, and the recipe has none",
+            where="episodes",
+            remedy="add an [episodes] section with a size",
+        )
+    external = None if recipe.episodes is None else recipe.episodes.external
+    if recipe.objective.needs_external and external is None:
+        raise UserError(
+            "the objective learns from an external teacher's clusters, and the episodes have none",
+            where="episodes.external",
+            remedy='name one, such as external = { kind = "text" }',
+        )
+    if external is not None and not recipe.objective.needs_external:
+        raise UserError(
+            "no part of the objective learns from an external teacher",
+            where="episodes.external",
+            remedy='add a term { kind = "external_prototypes" }, or set it to "none"',
+        )
+
+
+def _check_unpaired(recipe: Recipe) -> None:
+    """Refuse a judge that follows a metric which no task has, and two orders of training at once."""
+    if recipe.unpaired is not None and recipe.episodes is not None:
+        raise UserError(
+            "episodes and unpaired data are two ways to order a run's training",
+            where="unpaired",
+            remedy='set one of the two sections to "none"',
+        )
+    name = None if recipe.unpaired is None else recipe.unpaired.refresh_metric
+    known = [f"{task.name}/{metric}" for task in recipe.evaluation.tasks for metric in task.metric_names()]
+    if name is not None and name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise UserError(
+            f"the tasks have no metric {name!r}",
+            where="unpaired.refresh_metric",
+            remedy=f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(known) or 'there are no tasks'}",
+        )
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Refuse weights that the data would have to carry: no source has any."""
+    for part, _ in parts(recipe.objective, State(1, "none")):
+        if isinstance(part, GivenWeights) and part.file is None:
+            raise UserError(
+                "the data carry no weights",
+                where="objective.by.file",
+                remedy='name a table of weights by sample id, such as an audit\'s: file = "audit.parquet"',
+            )
