@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.train.episodic import (
@@ -316,3 +317,19 @@ def test_batches_of_the_first_view_do_not_depend_on_the_second(tmp_path: Path) -
     expected = list(EpisodicStream().batches(0, 15))
     assert [loaded.batch.index.tolist() for loaded in seen] == [loaded.batch.index.tolist() for loaded in expected]
     assert all(torch.equal(a.batch.image, b.batch.image) for a, b in zip(seen, expected, strict=True))
+
+
+def test_the_image_tower_is_locked_from_its_episode_on_and_the_text_tower_learns(tmp_path: Path) -> None:
+    trainer(tmp_path, checkpoint_every_steps=10, keep_last=3).run()
+    weights = [load_file(tmp_path / "checkpoints" / f"step-{step:08d}" / "model.safetensors") for step in (10, 20, 30)]
+
+    def same(prefix: str, first: int, second: int) -> bool:
+        names = [name for name in weights[0] if name.startswith(f"encoder.{prefix}")]
+        assert names
+        return all(torch.equal(weights[first][name], weights[second][name]) for name in names)
+
+    assert not same("image_tower", 0, 1)
+    assert same("image_tower", 1, 2)
+    assert not same("text_tower", 1, 2)
+    phases = [record["phase"] for record in read_log(tmp_path, "episode")]
+    assert phases == ["warmup", "prototypes", "prototypes", "prototypes", "locked", "locked"]
