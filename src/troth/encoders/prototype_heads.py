@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -38,6 +38,12 @@ class ProjectionConfig:
     dim: Count = 128
     scale_init: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1 / 0.07
     scale_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 100.0
+
+    @model_validator(mode="after")
+    def _init_within_cap(self) -> ProjectionConfig:
+        if self.scale_init > self.scale_cap:
+            raise ValueError(f"scale_init ({self.scale_init:g}) must not exceed scale_cap ({self.scale_cap:g})")
+        return self
 
     def build(self, embed_dim: int, seed: int = 0) -> PrototypeHeads:
         """Build the heads, weights drawn from ``seed``; the global random state is left as it was."""

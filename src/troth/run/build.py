@@ -80,7 +80,9 @@ class Built:
             return None
         assert isinstance(stream.plan, EpisodePlan)
         if config.external is None:
-            return Episodes(config, stream.plan, with_prototypes=self.recipe.objective.needs_prototypes)
+            episodes = Episodes(config, stream.plan, with_prototypes=self.recipe.objective.needs_prototypes)
+            episodes.check(self.recipe.train.epochs)
+            return episodes
         data = TaughtData(
             self.source,
             self.noise,
@@ -94,7 +96,9 @@ class Built:
             external = config.external.build(data)
         if ledger is not None:
             ledger.extend(external.ledger)
-        return Episodes(config, stream.plan, external)
+        episodes = Episodes(config, stream.plan, external)
+        episodes.check(self.recipe.train.epochs)
+        return episodes
 
     @property
     def _cache(self) -> FeatureCache:

@@ -17,6 +17,8 @@ from troth.recipe import Recipe
 from troth.run.opened import find_checkpoint, weights_name
 from troth.train import read_position
 
+#: Projections of runs that learn prototypes: they come along where both runs have them.
+_HEADS = "prototype_heads."
 _WHERE = "start_from"
 
 
@@ -58,7 +60,7 @@ def _find(text: str) -> Beginning:
     name, _, which = text.rpartition("@")
     if not name or not (which.isdigit() or which in ("best", "last")):
         name, which = text, "best"
-    folder = Path(name)
+    folder = Path(name).expanduser().resolve()
     try:
         if not (folder / "checkpoints").is_dir():
             raise UserError(
@@ -97,6 +99,8 @@ def _wanted(own: list[str], theirs: set[str], recipe: Recipe) -> dict[str, str]:
         kept.add("log_scale")
     if recipe.scale.bias_init is not None or "bias" not in theirs:  # the run had another objective
         kept.add("bias")
+    if not any(name.startswith(_HEADS) for name in theirs):  # nor did it learn prototypes
+        kept.update(name for name in own if name.startswith(_HEADS))
     return {name: name if adapted else name.replace(ADAPTED, "") for name in own if name not in kept}
 
 
@@ -127,5 +131,6 @@ def _mismatch(
                 return f"{found.folder} has no {source}"
         elif shapes[source] != tuple(own[name].shape):
             return f"{source} is {list(shapes[source])} in {found.folder} and {list(own[name].shape)} here"
-    more = sorted(shapes.keys() - set(wanted.values()) - {"bias", "log_scale"})
+    unused = {name for name in shapes if name.startswith(_HEADS)} | {"bias", "log_scale"}
+    more = sorted(shapes.keys() - set(wanted.values()) - unused)
     return f"{found.folder} has {more[0]}, which is nothing here" if more else None

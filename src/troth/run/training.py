@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None,
         # Everything that a user may have got wrong is built before the folder is made.
         with feature_progress(progress) as on_progress:
             built = build(recipe, frozen=frozen, on_progress=on_progress)
-            recipe = start(recipe, built.model)
+            built = replace(built, recipe=start(built.recipe, built.model))
             trainer = _trainer(built, folder, progress=progress)
             recipe.objective.prepare(trainer.state)  # reads the files it names
         if distributed.is_main():

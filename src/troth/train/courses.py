@@ -10,6 +10,7 @@ from troth.data.loader import BatchStream
 from troth.encoders.contrastive import ContrastiveModel
 from troth.encoders.tower_groups import tower_groups
 from troth.encoders.tower_training import TowerSide, TowerTraining
+from troth.errors import UserError
 from troth.train.optimizer import Course, ScheduleConfig
 
 
@@ -39,6 +40,13 @@ def tower_courses(
         stream: knows how many steps epochs have.
         lock_after_steps: locks a tower after so many steps, whatever its settings say; steps count from 0.
     """
+    for side in lock_after_steps:
+        if getattr(model.towers, side).lock_after_epochs is not None:
+            raise UserError(
+                "the episodes lock this tower already",
+                where=f"towers.{side}.lock_after_epochs",
+                remedy='set it to "none", or episodes.lock_image_from',
+            )
     sides = {**dict.fromkeys(lock_after_steps, TowerTraining()), **dict(model.towers.sides())}
     total_steps = stream.total_steps(config.epochs)
     courses: dict[str, Course] = {}
@@ -46,6 +54,12 @@ def tower_courses(
         end = lock_after_steps.get(side)
         if end is None and training.lock_after_epochs is not None:
             end = stream.total_steps(training.lock_after_epochs)
+            if end >= total_steps:
+                raise UserError(
+                    f"locked after epoch {training.lock_after_epochs}, the tower never is: the run has {config.epochs}",
+                    where=f"towers.{side}.lock_after_epochs",
+                    remedy="an earlier epoch, or none",
+                )
         groups = tower_groups(model.encoder, side)
         for behind, group in enumerate(reversed(groups)):
             factor = training.learning_rate_factor * training.layer_decay**behind

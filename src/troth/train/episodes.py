@@ -31,7 +31,7 @@ from troth.similarity import Clustered, ClusterTargets, PrototypePairs
 from troth.state import State
 from troth.train.external_teacher import ExternalFeatures, ExternalTeacherConfig
 from troth.train.hardware import autocast
-from troth.types import STRICT
+from troth.types import STRICT, Batch
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -169,6 +169,23 @@ class Episodes:
         step = self.config.warmup_episodes * self.plan.steps_per_episode
         return step if self.phase(step) == "prototypes" else 0
 
+    def check(self, epochs: int) -> None:
+        """Raise a UserError if a run of that many epochs would have no episode that learns prototypes."""
+        episodes, last = self.plan.episodes(epochs), self.config.lock_image_from
+        if last is not None and last > episodes:
+            raise UserError(
+                f"the image tower is to be locked from episode {last} on, and the run has {episodes}",
+                where="episodes.lock_image_from",
+                remedy="an earlier one, or none",
+            )
+        learning = (episodes if last is None else last - 1) - self.config.warmup_episodes
+        if self.with_prototypes and learning < 1:
+            raise UserError(
+                f"none of the run's {episodes} episodes of {self.plan.episode_size:,} samples learns prototypes",
+                where="episodes.size",
+                remedy="smaller episodes, fewer warmup_episodes, a later lock_image_from, or more epochs",
+            )
+
     def declare(self, state: State) -> None:
         """Make room for an episode's clusters. Called before training and again after a resume."""
         if not self.with_prototypes:
@@ -181,7 +198,13 @@ class Episodes:
                 own.declare_value(f"{name}/{student}", torch.zeros(self.num_prototypes, dim))
 
     def begin(
-        self, step: int, stream: BatchStream, model: ContrastiveModel, state: State, precision: torch.dtype | None
+        self,
+        step: int,
+        stream: BatchStream,
+        model: ContrastiveModel,
+        state: State,
+        precision: torch.dtype | None,
+        micro_batch_size: int | None = None,
     ) -> Ledger:
         """Encode and cluster the episode that ``step`` begins; do nothing if it begins none, or one without prototypes.
 
@@ -194,6 +217,7 @@ class Episodes:
             model: the model, whose mode is left as it was.
             state: where the clusters go.
             precision: what the towers are autocast to, or None.
+            micro_batch_size: rows the towers take at once on each rank, or None for all.
 
         Returns:
             The samples that could not be read.
@@ -204,7 +228,7 @@ class Episodes:
         phase = self.phase(step)
         began, encoded, occupied = time.perf_counter(), None, {}
         if phase == "prototypes":
-            ids, image, text = self._encode(step, stream, model, precision, ledger)
+            ids, image, text = self._encode(step, stream, model, precision, micro_batch_size, ledger)
             encoded = time.perf_counter()
             found = self._cluster(step, ids, image, text) if distributed.is_main() else {}
             own = state.scope("episodes")
@@ -261,6 +285,7 @@ class Episodes:
         stream: BatchStream,
         model: ContrastiveModel,
         precision: torch.dtype | None,
+        micro_batch_size: int | None,
         ledger: Ledger,
     ) -> tuple[Int64[Tensor, " m"], Float[Tensor, "m Dp"], Float[Tensor, "m Dp"]]:
         """Return the sample ids of the episode, whoever stood in for whom, and the projections of both modalities."""
@@ -274,13 +299,10 @@ class Episodes:
             for loaded in stream.batches(step, step + self.plan.steps_per_episode, view=_CLUSTERED_VIEW):
                 ledger.extend(loaded.skipped)
                 batch = loaded.batch.to(device)
-                with autocast(device, precision):
-                    features: Features = model(batch.image, batch.text)
-                if features.image_projection is None or features.text_projection is None:
-                    raise _without_heads()
+                image, text = _projections(model, batch, precision, micro_batch_size)
                 ids.append(distributed.gather(batch.index).cpu())
-                images.append(distributed.gather(features.image_projection.float()).cpu())
-                texts.append(distributed.gather(features.text_projection.float()).cpu())
+                images.append(distributed.gather(image).cpu())
+                texts.append(distributed.gather(text).cpu())
         finally:
             for module in training:  # one by one: a frozen batch norm in the model stays in evaluation mode
                 module.training = True
@@ -306,6 +328,23 @@ def _without_heads() -> UserError:
         where="episodes.projection",
         remedy="build the model with the heads of ProjectionConfig.build",
     )
+
+
+def _projections(
+    model: ContrastiveModel, batch: Batch, precision: torch.dtype | None, micro_batch_size: int | None
+) -> tuple[Float[Tensor, "B Dp"], Float[Tensor, "B Dp"]]:
+    """Return the projections of a batch's rows, some rows at a time."""
+    size = micro_batch_size or len(batch)
+    images, texts = [], []
+    for start in range(0, len(batch), size):
+        part = batch.slice(start, start + size)
+        with autocast(batch.image.device, precision):
+            features: Features = model(part.image, part.text)
+        if features.image_projection is None or features.text_projection is None:
+            raise _without_heads()
+        images.append(features.image_projection.float())
+        texts.append(features.text_projection.float())
+    return torch.cat(images), torch.cat(texts)
 
 
 def _students(clustered: Clustered) -> tuple[Clustered, ...]:

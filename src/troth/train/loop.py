@@ -227,7 +227,14 @@ class Trainer:
         if self._episodes is None:
             return
         with meter:
-            skipped = self._episodes.begin(step, self.stream, self.model, self.state, self._make_step.precision)
+            skipped = self._episodes.begin(
+                step,
+                self.stream,
+                self.model,
+                self.state,
+                self._make_step.precision,
+                self._make_step.micro_batch_size,
+            )
         self.ledger.extend(skipped)
 
     def _end_episode(self, done: int, log: RunLog | None) -> None:

@@ -308,6 +308,9 @@ class TaughtStream:
         return self.stream.total_steps(epochs)
 
     def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
-        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``, as :class:`BatchStream`."""
-        for loaded in self.stream.batches(start_step, stop_step, view=view):
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``; taught in view 0 alone."""
+        if view:  # nothing is taught by another view
+            yield from self.stream.batches(start_step, stop_step, view=view)
+            return
+        for loaded in self.stream.batches(start_step, stop_step):
             yield replace(loaded, teacher_image=self.teacher(loaded.batch))
