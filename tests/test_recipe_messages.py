@@ -128,6 +128,10 @@ MISTAKES = [
     (["episodes={size=10}"], ["episodes", "images_per_prototype (10) must be at most half of size (10)"]),
     (["episodes={warmup_episodes=-1}"], ["episodes.warmup_episodes", "greater than or equal to 0"]),
     (["episodes={lock_image_from=0}"], ["episodes.lock_image_from", "greater than 0"]),
+    (
+        ["episodes={projection={scale_init=200.0}}"],
+        ["episodes.projection", "scale_init (200) must not exceed scale_cap"],
+    ),
     (["episodes={projection={scale_cap=0.5}}"], ["episodes.projection.scale_cap", "greater than or equal to 1"]),
     (["episodes={kmeans={iteration=3}}"], ["episodes.kmeans.iteration", "did you mean 'iterations'?"]),
     (["objective={kind='prototypes', target_temperature=0}"], ["objective.target_temperature", "greater than 0"]),

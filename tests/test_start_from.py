@@ -103,7 +103,7 @@ def test_scale_and_bias_come_along_unless_the_recipe_says_them(base: Path, setti
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ([TOWERS, "start_from=no/such"], "start_from: no/such: not a run"),
+        ([TOWERS, "start_from=no/such"], "no/such: not a run"),
         ([TOWERS, "start_from=BASE@77"], "no checkpoint '77'"),
         ([TOWERS.replace("embed_dim=16", "embed_dim=32"), "start_from=BASE"], "is [64, 16] in BASE and [64, 32] here"),
         ([TOWERS.replace("vision_layers=2", "vision_layers=3"), "start_from=BASE"], "BASE has no encoder.clip.visual"),
@@ -145,3 +145,20 @@ def test_the_recipes_of_continued_training_train(name: str, settings: list[str],
     assert any("visual" in key for key in changed) == (name == "continue")
     assert any("text_projection" in key for key in changed)
     assert json.loads((result.checkpoint / "trainer.json").read_text())["position"]["step"] == 2
+
+
+def test_runs_with_and_without_prototypes_start_from_each_other(
+    base: Path, settings: list[str], tmp_path: Path
+) -> None:
+    terms = "[[1.0, {kind='infonce'}], [1.0, {kind='prototypes'}]]"
+    episodes = "episodes={size=8, images_per_prototype=2, warmup_episodes=0, projection={hidden_dim=8, dim=4}}"
+    own = [*settings, TOWERS, f"objective={{kind='sum', terms={terms}}}", episodes]
+    built = build(recipes.load("small-infonce", [*own, f"start_from={base}"]))
+    heads = {name: values.clone() for name, values in built.model.prototype_heads.state_dict().items()}
+    run.start(built.recipe, built.model)
+    assert all(torch.equal(heads[name], values) for name, values in built.model.prototype_heads.state_dict().items())
+    source, own_weights = weights(base, 4, "average"), built.model.state_dict()
+    assert all(torch.equal(own_weights[name], values) for name, values in source.items())
+    train(tmp_path / "episodic", *own)
+    built = build(recipes.load("small-infonce", [*settings, TOWERS, f"start_from={tmp_path / 'episodic'}"]))
+    run.start(built.recipe, built.model)

@@ -11,6 +11,7 @@ from tests.train.small import SmallStream, small_config, small_model, trainer
 from troth.encoders import ContrastiveModel, Heads, Towers, TowerTraining, apply_towers
 from troth.encoders.decay import no_decay
 from troth.encoders.tower_groups import tower_groups
+from troth.errors import UserError
 from troth.geometry import Sphere
 from troth.objectives import InfoNCE
 from troth.state import State
@@ -147,8 +148,6 @@ def test_a_tower_can_be_locked_from_a_step_that_no_setting_says() -> None:
     apply_towers(model, LOCKED_LATER)
     courses = tower_courses(model, config, stream)
     assert {course.lock_after_steps for course in courses.values()} == {10}
-    courses = tower_courses(model, config, stream, {"image": 7})
-    assert {course.lock_after_steps for course in courses.values()} == {7}
 
 
 def test_a_dry_run_counts_what_learns() -> None:
@@ -157,3 +156,11 @@ def test_a_dry_run_counts_what_learns() -> None:
     projection = 16 * 8 + 8
     assert report.image_tower == PartSize(12 * 16 + 16 + 32 + projection, projection)
     assert report.text_tower == PartSize(10 * 16 + 16 + projection, 10 * 16 + 16 + projection)
+
+
+def test_a_lock_that_would_never_come_and_two_locks_at_once_are_refused() -> None:
+    model = applied(LOCKED_LATER)
+    with pytest.raises(UserError, match=r"^towers.image.lock_after_epochs: locked after epoch 2, the tower never is"):
+        tower_courses(model, small_config(epochs=1), SmallStream())
+    with pytest.raises(UserError, match=r"^towers.image.lock_after_epochs: the episodes lock this tower already"):
+        tower_courses(model, small_config(epochs=3), SmallStream(), {"image": 4})

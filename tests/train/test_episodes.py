@@ -333,3 +333,38 @@ def test_the_image_tower_is_locked_from_its_episode_on_and_the_text_tower_learns
     assert not same("text_tower", 1, 2)
     phases = [record["phase"] for record in read_log(tmp_path, "episode")]
     assert phases == ["warmup", "prototypes", "prototypes", "prototypes", "locked", "locked"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        (
+            {"size": 400, "lock_image_from": None},
+            r"^episodes.size: none of the run's 1 episodes of 400 samples",
+        ),
+        ({"lock_image_from": 2}, r"^episodes.size: none of the run's 6 episodes"),
+        ({"lock_image_from": 7}, r"^episodes.lock_image_from: .* from episode 7 on, and the run has 6"),
+    ],
+)
+def test_a_run_in_which_no_episode_learns_prototypes_is_refused(changes: dict, place: str) -> None:
+    config = replace(CONFIG, **changes)
+    with pytest.raises(UserError, match=place):
+        Episodes(config, config.plan(40, 8, 11)).check(epochs=6)
+    if changes.get("lock_image_from") is None:
+        Episodes(config, config.plan(40, 8, 11), with_prototypes=False).check(epochs=6)
+
+
+def test_encoding_keeps_to_micro_batches_and_finds_the_same(tmp_path: Path) -> None:
+    def clusters(rows: int | None) -> dict[str, torch.Tensor]:
+        seen: list[int] = []
+        model, state = episodic_model(dtype=torch.float64), State(40, "f")
+        model.register_forward_hook(lambda module, inputs, outputs: seen.append(len(inputs[0])))
+        made = episodes()
+        made.declare(state)
+        made.begin(PLAN.steps_per_episode, EpisodicStream(dtype=torch.float64), model, state, None, rows)
+        assert max(seen) == (rows or PLAN.batch_size)
+        return state.state_dict()
+
+    whole, parts = clusters(None), clusters(3)
+    assert all(torch.allclose(whole[name], parts[name]) for name in whole)
+    assert any(values.any() for values in whole.values())

@@ -304,3 +304,21 @@ def test_heads_are_taught_this_ranks_rows(kind: str) -> None:
         for loaded in TaughtStream(stream, teacher).batches(0, 4):
             assert loaded.teacher_image.shape == (2, 2)
             assert torch.equal(loaded.teacher_image, (1 if kind == "input" else -1) * table[loaded.batch.index])
+
+
+def test_another_view_is_not_taught() -> None:
+    asked: list[int] = []
+
+    class Counting:
+        identity = "counting"
+        ledger = ()
+
+        def __call__(self, batch):
+            asked.append(len(batch))
+            return batch.image
+
+    stream = TaughtStream(SmallStream(), Counting())
+    assert all(loaded.teacher_image is None for loaded in stream.batches(0, 2, view=1))
+    assert asked == []
+    assert all(loaded.teacher_image is not None for loaded in stream.batches(0, 2))
+    assert len(asked) == 2

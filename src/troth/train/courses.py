@@ -54,7 +54,7 @@ def tower_courses(
         end = lock_after_steps.get(side)
         if end is None and training.lock_after_epochs is not None:
             end = stream.total_steps(training.lock_after_epochs)
-            if end >= total_steps:
+            if end > total_steps:
                 raise UserError(
                     f"locked after epoch {training.lock_after_epochs}, the tower never is: the run has {config.epochs}",
                     where=f"towers.{side}.lock_after_epochs",
