@@ -38,6 +38,12 @@ BUILDING = [
     (['unpaired.images={kind="folder", path="no/such"}'], ["unpaired.images.path: there is no folder 'no/such'"]),
     (['unpaired.texts={kind="table", path="no.csv"}'], ["unpaired.texts.path: there is no table 'no.csv'"]),
     (["unpaired.batch_size=100000"], ["unpaired.batch_size: a batch of 100000 from", "use at most"]),
+    (
+        ["train.epochs=4", "towers.text.lock_after_epochs=2"],
+        ["towers.text.lock_after_epochs: epochs are of two lengths", "towers.text.locked = true"],
+    ),
+    # As many as the first stage has: this would be the end of the second.
+    (["train.epochs=4", "towers.image.lock_after_epochs=4"], ["towers.image.lock_after_epochs: epochs are of two"]),
 ]
 
 

@@ -12,6 +12,7 @@ from tests.train.small import Copying, small_model, without_clock
 from tests.train.small_unpaired import BORDER, METRIC, METRICS, TOTAL, VARIANTS, trainer, two_stages
 from tests.train.unpaired_ranks import COMPARED, main
 from troth.data import LoadedBatch, UnpairedStream
+from troth.encoders import Towers, TowerTraining, apply_towers
 from troth.errors import NonFiniteLossError, UserError
 from troth.objectives.detection import detection_losses
 from troth.objectives.infonce import InfoNCE
@@ -123,6 +124,24 @@ def test_each_stage_has_a_course_of_its_own(tmp_path: Path) -> None:
     schedule = run.config.schedule
     assert rates[:BORDER] == pytest.approx([1e-2 * schedule.factor(step, BORDER) for step in range(BORDER)])
     assert rates[BORDER:] == pytest.approx([1e-4 * schedule.factor(step, 15) for step in range(15)])
+
+
+def test_a_towers_part_of_the_learning_rate_is_the_same_in_both_stages(tmp_path: Path) -> None:
+    model = small_model()
+    apply_towers(model, Towers(image=TowerTraining(learning_rate_factor=0.5, layer_decay=0.1)))
+    run = trainer(tmp_path, model=model, unpaired={"learning_rate_factor": 0.01})
+    optimizer, seen = run._make_step.optimizer, []
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append({id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]})
+    )
+    run.run()
+    usual = [record["learning_rate"] for record in read_log(tmp_path, "train")]
+    assert len(seen) == len(usual) == TOTAL
+    tower = model.encoder.image_tower
+    for rate, rates in zip(usual, seen, strict=True):
+        assert rates[id(tower[4].weight)] == pytest.approx(0.5 * rate, rel=1e-12)
+        assert rates[id(tower[0].weight)] == pytest.approx(0.005 * rate, rel=1e-12)  # two groups are behind it
+        assert rates[id(model.encoder.text_tower[0].weight)] == rate
 
 
 def test_the_loss_is_the_weighted_sum_of_both_means(tmp_path: Path) -> None:

@@ -105,13 +105,20 @@ def _check_episodes(recipe: Recipe) -> None:
 
 
 def _check_unpaired(recipe: Recipe) -> None:
-    """Refuse a judge that follows a metric which no task has, and two orders of training at once."""
+    """Refuse a metric that no task has, two orders of training at once, and locks between stages of two lengths."""
     if recipe.unpaired is not None and recipe.episodes is not None:
         raise UserError(
             "episodes and unpaired data are two ways to order a run's training",
             where="unpaired",
             remedy='set one of the two sections to "none"',
         )
+    for side, training in recipe.towers.sides():
+        if recipe.unpaired is not None and training.lock_after_epochs is not None:
+            raise UserError(
+                "epochs are of two lengths in a run with unpaired data: no tower can be locked after some of them",
+                where=f"towers.{side}.lock_after_epochs",
+                remedy=f"leave it out, or lock the tower from the start: towers.{side}.locked = true",
+            )
     name = None if recipe.unpaired is None else recipe.unpaired.refresh_metric
     known = [f"{task.name}/{metric}" for task in recipe.evaluation.tasks for metric in task.metric_names()]
     if name is not None and name not in known:
