@@ -18,7 +18,7 @@ from troth.objectives.detection import detection_losses
 from troth.objectives.infonce import InfoNCE
 from troth.similarity import Pairs, detect
 from troth.state import State
-from troth.train import TaughtStream, TrainResult, read_log
+from troth.train import AverageConfig, TaughtStream, TrainResult, read_log
 from troth.train.teacher import FeatureTable
 
 
@@ -90,6 +90,18 @@ def test_the_judge_is_replaced_where_the_metric_has_grown_enough(tmp_path: Path)
         source = BORDER if step <= 15 else 15
         assert weights(step, "judge") == weights(source, "model"), step
     assert float(run.state.scope("unpaired").value("best")) == METRICS[3]
+
+
+def test_the_judge_is_what_was_evaluated_the_average_if_there_is_one(tmp_path: Path) -> None:
+    config = {"keep_last": 100, "checkpoint_every_steps": 1, "average": AverageConfig(decay=0.9)}
+    trainer(tmp_path, variant="argmax", config=config).run()
+
+    def weights(step: int, name: str) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+    for step, source in ((BORDER + 1, BORDER), (15, BORDER), (16, 15), (TOTAL, 15)):
+        judge, average = weights(step, "judge"), weights(source, "average")
+        assert all(torch.equal(values, average[f"module.{name}"]) for name, values in judge.items()), step
 
 
 def test_a_judge_without_a_metric_stays(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ class UnpairedConfig:
         matching: which pairs are detected: ``top``, ``argmax``, ``mutual`` or ``hungarian``.
         scale: multiplier of the unpaired rows' similarities; None: the model's learned one. The notebooks have 1.
         judge: whose similarities decide: ``current``: those of the model as it learns, without a gradient through the
-            choice; ``best``: those of a frozen copy, made where the second stage begins.
+            choice; ``best``: those of a frozen copy, made where the second stage begins, of the average of the weights
+            if ``train.average`` keeps one.
         refresh_metric: for the judge ``best``: which metric of the evaluation, as ``task/metric``, has the copy
             replaced by the model as it is then; None: it never is. The task's data must be a part kept for validation,
             never a test set.

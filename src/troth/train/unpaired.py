@@ -68,7 +68,10 @@ class UnpairedTrainer(Trainer):
         self._position = replace(self._position, objective=f"{objective!r}, then unpaired {settings!r}")
 
     def _before_step(self, step: int) -> None:
-        """Make the judge a copy of the model where the second stage begins, and where the metric has grown enough."""
+        """Make the judge a copy of the model where the second stage begins, and where the metric has grown enough.
+
+        The copy is of what is evaluated: of the average of the weights if one is kept.
+        """
         begins = step == self.stream.paired_steps
         if self._judge is None or step < self.stream.paired_steps:
             return
@@ -83,7 +86,8 @@ class UnpairedTrainer(Trainer):
                 )
             value = position.metrics[name]
         if begins or value > best * self.unpaired.refresh_factor:
-            self._judge.load_state_dict(self.model.state_dict())
+            average = self._make_step.average
+            self._judge.load_state_dict((self.model if average is None else average.module).state_dict())
             self._memory.set_value("best", torch.tensor(value, dtype=torch.float64))
 
     def _epochs_complete(self, done: int) -> int:
