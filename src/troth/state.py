@@ -31,7 +31,7 @@ class Clock:
         seed: the run's seed.
         step: the number of the step being made, the first is 0.
         steps_per_epoch: how many steps a pass over the data has.
-        total_steps: how many steps the whole run has.
+        total_steps: how many steps the run has that bring pairs; a later one has no pairs, and no objective to ask.
     """
 
     seed: int = 0
@@ -46,7 +46,7 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """The share of the run that lies behind, in [0, 1)."""
+        """The share of the run's steps with pairs that lies behind, in [0, 1) at each of them."""
         return self.step / self.total_steps
 
     @property

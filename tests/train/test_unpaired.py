@@ -1,7 +1,9 @@
 """Runs in two stages: what the second learns from, who judges, and that a resumed run is the uninterrupted one."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,11 +16,12 @@ from tests.train.unpaired_ranks import COMPARED, main
 from troth.data import LoadedBatch, UnpairedStream
 from troth.encoders import Towers, TowerTraining, apply_towers
 from troth.errors import NonFiniteLossError, UserError
+from troth.objectives.base import Objective
 from troth.objectives.detection import detection_losses
 from troth.objectives.infonce import InfoNCE
 from troth.similarity import Pairs, detect
 from troth.state import State
-from troth.train import AverageConfig, TaughtStream, TrainResult, read_log
+from troth.train import AverageConfig, TaughtStream, TrainResult, dry_run, read_log
 from troth.train.teacher import FeatureTable
 
 
@@ -182,6 +185,31 @@ def test_the_loss_is_the_weighted_sum_of_both_means(tmp_path: Path) -> None:
     assert report.notes["detected"] == len(edges) / 8
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Watching(Objective):
+    """InfoNCE that takes down how far the run is."""
+
+    kind: str = "watching"
+    seen: list[float] = field(default_factory=list)
+    needs_bias: ClassVar[bool] = False
+
+    def __call__(self, pairs: Pairs, state: State) -> torch.Tensor:
+        self.seen.append(state.clock.progress)
+        return InfoNCE()(pairs, state)
+
+
+@pytest.mark.parametrize(("variant", "steps"), [("top", BORDER), ("mutual, with pairs", TOTAL)])
+def test_a_schedule_of_the_objective_ends_where_the_pairs_do(tmp_path: Path, variant: str, steps: int) -> None:
+    objective = Watching()
+    run = trainer(tmp_path, variant=variant, objective=objective)
+    run.run()
+    assert objective.seen == [step / steps for step in range(steps)]
+    objective.seen.clear()
+    dry_run(small_model(), objective, run.stream, run.config, unpaired=run.unpaired)
+    expected = [0, 1, BORDER, BORDER + 1][: 2 if steps == BORDER else 4]
+    assert objective.seen == [step / steps for step in expected]
 
 
 def test_the_truth_is_told_and_never_learned_from(tmp_path: Path) -> None:

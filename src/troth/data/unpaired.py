@@ -211,6 +211,11 @@ class UnpairedStream:
         assert epochs == self._paired_epochs, (epochs, self._paired_epochs)
         return self.paired_steps + self._epochs * self._plans.steps_per_epoch
 
+    @property
+    def steps_with_pairs(self) -> int:
+        """How many steps bring pairs, from the first on: those of both stages, or of the first alone."""
+        return self.total_steps(self._paired_epochs) if self._with_pairs else self.paired_steps
+
     def epochs_complete(self, done: int) -> tuple[int, bool]:
         """How many passes are complete after ``done`` steps, over both stages, and whether the last step ended one."""
         first, rest = divmod(min(done, self.paired_steps), self._paired.steps_per_epoch)

@@ -97,13 +97,15 @@ def dry_run(
     total_steps = stream.total_steps(config.epochs)
     device = next(model.parameters()).device
     model.train()
-    first_stage = stream.paired_steps if isinstance(stream, UnpairedStream) else total_steps
+    first_stage = objective_steps = total_steps
+    if isinstance(stream, UnpairedStream):
+        first_stage, objective_steps = stream.paired_steps, stream.steps_with_pairs
     later_seconds = 0.0
 
     def two_steps(start: int, stop: int) -> tuple[LoadedBatch, StepReport, float]:
         batches = iter(stream.batches(start, min(start + 2, stop)))
         first = next(batches)
-        state.clock = Clock(seed, start, stream.steps_per_epoch, total_steps)
+        state.clock = Clock(seed, start, stream.steps_per_epoch, objective_steps)
         report = make_step(first, start, 0.0)
         state.clock = replace(state.clock, step=min(start + 1, stop - 1))
         started = time.perf_counter()

@@ -117,6 +117,8 @@ class Trainer:
         self.progress = progress
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.keep_last)
         self.total_steps = stream.total_steps(config.epochs)
+        #: How many steps the objective's schedules have.
+        self._objective_steps = self.total_steps
         self._objective = objective
         self._episodes = episodes
         #: Models beside the one that learns whose weights a resumed run needs, by name.
@@ -205,7 +207,7 @@ class Trainer:
         for step, loaded in enumerate(self.stream.batches(start, self.total_steps), start=start):
             self._begin_episode(step, meter)
             learning_rate = self._learning_rate(step)
-            self.state.clock = Clock(self.seed, step, self.stream.steps_per_epoch, self.total_steps)
+            self.state.clock = Clock(self.seed, step, self.stream.steps_per_epoch, self._objective_steps)
             self._before_step(step)
             try:
                 report = self._make_step(loaded, step, learning_rate)

@@ -53,6 +53,7 @@ class UnpairedTrainer(Trainer):
                 remedy='name a task, or set it to "none"',
             )
         self.unpaired = unpaired
+        self._objective_steps = stream.steps_with_pairs
         make_step = self._make_step
         make_step.detection = Detection(
             unpaired, model, micro_batch_size=make_step.micro_batch_size, precision=make_step.precision
