@@ -33,7 +33,7 @@ class UnmatchedStream(SmallStream):
 
     plans = UnpairedPlans.draw(40, 40, 8, seed=7)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[LoadedBatch]:
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
         for step in range(start_step, stop_step):
             images, texts = (
                 distributed.own_rows(torch.from_numpy(plan.indices(step)))

@@ -40,8 +40,8 @@ def records(folder: Path) -> list[dict]:
 class _Stopping(UnpairedStream):
     stop = 0
 
-    def batches(self, start_step: int, stop_step: int):
-        yield from super().batches(start_step, min(self.stop, stop_step))
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0):
+        yield from super().batches(start_step, min(self.stop, stop_step), view=view)
         raise InterruptedError
 
 
