@@ -20,6 +20,7 @@ from troth.data import (
     UnpairedStream,
     UnpairedTexts,
 )
+from troth.data.unpaired import UnpairedOrder
 from troth.errors import UserError
 from troth.train import TaughtStream
 from troth.train.teacher import FeatureTable
@@ -44,11 +45,12 @@ def stream(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    order: UnpairedOrder = "independent",
 ) -> UnpairedStream:
     """Ten pairs a step for two epochs, then six images and six captions for two passes."""
     ranks = {"rank": rank, "world_size": world_size}
     texts = texts or source
-    plans = UnpairedPlans.draw(len(source), len(texts), 6, seed, world_size)
+    plans = UnpairedPlans.draw(len(source), len(texts), 6, seed, world_size, order)
     make = {"image_transform": augment, "tokenize": tokenize, "num_workers": num_workers, **ranks}
     pairs = ImageTextStream(source, Plan(len(source), 10, seed), **make)
     noise = UnpairedTexts(plans.texts, len(source), texts.fingerprint)
@@ -120,6 +122,45 @@ def test_the_two_orders_are_independent() -> None:
     assert 0.05 < np.mean(together) < 0.15
     again = np.concatenate([plans.texts.indices(step) for step in range(10, 20)])
     assert (again == texts).mean() < 0.01
+
+
+def test_aligned_batches_hold_the_partners_of_all_images_in_rows_that_tell_nothing() -> None:
+    plans = UnpairedPlans.draw(1000, 1000, 100, seed=1, order="aligned")
+    independent = UnpairedPlans.draw(1000, 1000, 100, seed=1)
+    assert plans.images == independent.images
+    assert plans.steps_per_epoch == 10
+    rows = []
+    for step in range(60):
+        images, texts = plans.images.indices(step), plans.texts.indices(step)
+        assert sorted(images) == sorted(texts)
+        assert np.array_equal(texts, plans.texts.indices(step))
+        rows.append((np.argsort(np.argsort(images)), np.argsort(np.argsort(texts))))
+    place = np.array(rows)
+    assert 0.005 < (place[:, 0] == place[:, 1]).mean() < 0.015  # one row in a hundred, as chance has it
+    for images, texts in rows:
+        assert abs(np.corrcoef(images, texts)[0, 1]) < 0.4
+    # Nor is the partner always in the same other row.
+    found = np.array([[int(np.flatnonzero(texts == image)[0]) for image in images] for images, texts in rows])
+    assert (found == found[0]).mean(axis=1)[1:].max() < 0.1
+
+
+def test_an_aligned_stream_holds_the_caption_of_every_image(source: IndexedSource) -> None:
+    for loaded, pictures in zip(stream(source, order="aligned").batches(6, 16), _pictures(source), strict=True):
+        assert loaded.unpaired is not None
+        planned = {f"caption {image}" for image in pictures}
+        captions = set(words(loaded.batch.text))
+        assert len(planned & captions) >= 6 - len(loaded.skipped)
+    halves = [list(stream(source, order="aligned", rank=rank, world_size=2).batches(6, 9)) for rank in (0, 1)]
+    for first, second, both in zip(*halves, stream(source, order="aligned").batches(6, 9), strict=True):
+        assert torch.equal(torch.cat([first.batch.text, second.batch.text]), both.batch.text)
+    assert stream(source, order="aligned").fingerprint != stream(source).fingerprint
+
+
+def test_sources_of_two_sizes_cannot_be_aligned() -> None:
+    with pytest.raises(UserError, match="10 unpaired images and 9 texts cannot be read in one order") as caught:
+        UnpairedPlans.draw(10, 9, 4, seed=0, order="aligned")
+    assert "unpaired.order" in str(caught.value)
+    assert 'use "independent"' in str(caught.value)
 
 
 def test_each_pass_shows_every_caption_once(source: IndexedSource) -> None:

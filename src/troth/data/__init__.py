@@ -18,7 +18,7 @@ from troth.data.sources import PartSource, SourceConfig
 from troth.data.spiked import SpikedSource
 from troth.data.table import TableSource
 from troth.data.transforms import CLIP_MEAN, CLIP_STD, ImageTransform
-from troth.data.unpaired import DetectionTruth, UnpairedPlans, UnpairedStream, UnpairedTexts
+from troth.data.unpaired import DetectionTruth, UnpairedPlans, UnpairedStream, UnpairedTexts, WithinBatches
 from troth.data.vectors import (
     VECTOR_SUFFIXES,
     PairedVectors,
@@ -71,6 +71,7 @@ __all__ = [
     "UnpairedTexts",
     "VectorSource",
     "VectorsSource",
+    "WithinBatches",
     "atomic_path",
     "cache_folder",
     "carries_vectors",

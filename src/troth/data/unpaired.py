@@ -2,7 +2,8 @@
 
 A run has two stages: the pairs alone, then batches of unpaired images and captions, with or without a batch of pairs in
 front. Images and captions are shuffled by permutations of their own: which row an image is in says nothing about the
-captions, even where both sources are the same data.
+captions, even where both sources are the same data. To replicate published results, a batch can be made to hold the
+partners of all its images, in rows that tell nothing (:class:`WithinBatches`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,36 @@ from troth.types import Batch
 #: By what an image and a caption are known to belong together: see :class:`DetectionTruth`.
 TruthKind = Literal["caption", "category"]
 
+#: Whether a batch's captions are any of the source's, or those at the places that its images have in theirs.
+UnpairedOrder = Literal["independent", "aligned"]
+
+
+@dataclass(frozen=True)
+class WithinBatches:
+    """The batches of another order, the rows of each shuffled: which samples come together, not which row is whose.
+
+    Attributes:
+        plan: whose batches.
+        seed: of the rows' order, which is another one at each step.
+    """
+
+    plan: Plan
+    seed: int
+
+    @property
+    def batch_size(self) -> int:
+        """Of the global batch."""
+        return self.plan.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return self.plan.steps_per_epoch
+
+    def indices(self, step: int) -> Int64Array:
+        """``(batch_size,)`` the samples of the global batch of ``step``."""
+        return generator(self.seed, "rows of a batch", step).permutation(self.plan.indices(step))
+
 
 @dataclass(frozen=True)
 class UnpairedPlans:
@@ -41,11 +72,18 @@ class UnpairedPlans:
     """
 
     images: Plan
-    texts: Plan
+    texts: Plan | WithinBatches
 
     @staticmethod
-    def draw(num_images: int, num_texts: int, batch_size: int, seed: int, world_size: int = 1) -> UnpairedPlans:
-        """Draw two independent orders.
+    def draw(
+        num_images: int,
+        num_texts: int,
+        batch_size: int,
+        seed: int,
+        world_size: int = 1,
+        order: UnpairedOrder = "independent",
+    ) -> UnpairedPlans:
+        """Draw two orders.
 
         Args:
             num_images: how many images there are.
@@ -53,10 +91,19 @@ class UnpairedPlans:
             batch_size: of each, over all ranks.
             seed: the run's seed.
             world_size: how many processes share each batch.
+            order: ``independent``: two permutations; ``aligned``: one, so that the captions of a batch are those at
+                its images' places, in an order that is drawn anew within each batch.
 
         Raises:
-            UserError: if a source is smaller than the batch, or the batch cannot be divided among the ranks.
+            UserError: if a source is smaller than the batch, or the batch cannot be divided among the ranks, or aligned
+                sources are not of one size.
         """
+        if order == "aligned" and num_images != num_texts:
+            raise UserError(
+                f"{num_images} unpaired images and {num_texts} texts cannot be read in one order",
+                where="unpaired.order",
+                remedy='use "independent", which assumes nothing about places',
+            )
         smallest = min(num_images, num_texts)
         if batch_size > smallest:
             which = "images" if num_images == smallest else "texts"
@@ -74,7 +121,10 @@ class UnpairedPlans:
         image_seed, text_seed = (
             int(generator(seed, f"unpaired {what}").integers(2**63)) for what in ("images", "texts")
         )
-        return UnpairedPlans(Plan(num_images, batch_size, image_seed), Plan(num_texts, batch_size, text_seed))
+        images = Plan(num_images, batch_size, image_seed)
+        if order == "aligned":
+            return UnpairedPlans(images, WithinBatches(images, text_seed))
+        return UnpairedPlans(images, Plan(num_texts, batch_size, text_seed))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,7 +142,7 @@ class UnpairedTexts:
         fingerprint: of the captions' source.
     """
 
-    plan: Plan
+    plan: Plan | WithinBatches
     num_images: int
     fingerprint: str
 

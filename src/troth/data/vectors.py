@@ -27,6 +27,10 @@ VECTOR_SUFFIXES = (".npz", ".safetensors")
 
 _ARRAYS = ("image", "text", "label", "id")
 
+#: Where shipped recipes look for the codes of digits and garments, which no installed package holds.
+_OWN_FILES = "benchmarks/data/digits/"
+_OWN_REMEDY = "it is in Troth's repository: run from its root, or make it with python -m tools.digits and name it here"
+
 
 class VectorSource:
     """A source whose samples are pairs of vectors.
@@ -218,7 +222,10 @@ class VectorsSource:
         """
         path = Path(self.path).expanduser()
         if not self.path or not path.is_file():
-            raise UserError(f"there is no file {self.path!r}", where="path", remedy="check the path")
+            ours = self.path.startswith(_OWN_FILES)
+            raise UserError(
+                f"there is no file {self.path!r}", where="path", remedy=_OWN_REMEDY if ours else "check the path"
+            )
         arrays = _read(path)
         image, text = _floats(arrays, "image"), _floats(arrays, "text")
         if len(image) != len(text):

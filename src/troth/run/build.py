@@ -162,7 +162,7 @@ class Built:
         features = self._features(images, texts, ledger)
         num_images = len(images) if features is None else int(features.valid.sum())
         ranks = distributed.world_size()
-        plans = UnpairedPlans.draw(num_images, len(texts), config.batch_size, self.recipe.seed, ranks)
+        plans = UnpairedPlans.draw(num_images, len(texts), config.batch_size, self.recipe.seed, ranks, config.order)
         noise = UnpairedTexts(plans.texts, len(images), texts.fingerprint)
         return UnpairedStream(
             pairs,

@@ -14,7 +14,7 @@ from torch import Tensor
 from troth import distributed
 from troth.data import SourceConfig
 from troth.data.loader import UnpairedRows
-from troth.data.unpaired import TruthKind
+from troth.data.unpaired import TruthKind, UnpairedOrder
 from troth.encoders.contrastive import ContrastiveModel, Features
 from troth.objectives.detection import detection_losses
 from troth.similarity import Edges, Matching, Pairs, detect
@@ -29,16 +29,17 @@ Count = Annotated[int, Field(gt=0)]
 class UnpairedConfig:
     """Images and captions without pairs, learned from in a second stage, after ``train.epochs`` passes over the pairs.
 
-    Every step of the second stage takes as many images as captions, in independent orders, detects which belong
-    together (:func:`troth.similarity.detect`) and learns from that
-    (:func:`troth.objectives.detection.detection_losses`). The model and the optimiser go on as the first stage left
-    them. Each stage runs through the whole of ``train.schedule`` on its own steps; both end with an evaluation.
+    Every step of the second stage takes as many images as captions, detects which belong together
+    (:func:`troth.similarity.detect`) and learns from that (:func:`troth.objectives.detection.detection_losses`). The
+    model and the optimiser go on as the first stage left them. Each stage runs through the whole of ``train.schedule``
+    on its own steps; both end with an evaluation.
 
     Published code has two variants: matching ``top`` with judge ``current``, and ``argmax`` with ``best``. It reads the
-    two sources in one order, so that every batch holds every image's own caption. Here the orders are independent:
-    with ``n`` captions in all, a batch of ``m`` holds an image's own with a probability of ``m / n``, so that a small
-    batch of a large source has little to detect. The log's ``detectable`` is the share of images that have a right
-    caption in their batch, ``detected_right`` the share of detected pairs that are right.
+    two sources in one order, so that every batch holds every image's own caption. Here the orders are independent
+    unless ``order`` says otherwise: with ``n`` captions in all, a batch of ``m`` holds an image's own with a
+    probability of ``m / n``, so that a small batch of a large source has little to detect. The log's ``detectable`` is
+    the share of images that have a right caption in their batch, ``detected_right`` the share of detected pairs that
+    are right.
 
     Source: Nakada et al. 2023, "Understanding multimodal contrastive learning and incorporating unpaired data", and
     the notebooks published with it.
@@ -48,6 +49,10 @@ class UnpairedConfig:
         texts: where the unpaired captions come from; the images are not read.
         batch_size: images, and captions, of a step of the second stage, over all ranks.
         epochs: passes over the larger of the two sources.
+        order: ``independent``: the two sources are shuffled by permutations of their own; ``aligned``: they are of one
+            size, and a batch's captions come from the places of its images. That is no knowledge one has of unpaired
+            data: it leaks which captions an image may belong to, and is there to replicate published results. Even so
+            the captions of each batch are shuffled, and no row is taken for a pair.
         paired_weight: weight of the objective on a batch of ``train.batch_size`` pairs that joins every step of the
             second stage; 0: none does.
         weight: weight of the detection loss.
@@ -69,6 +74,7 @@ class UnpairedConfig:
     texts: SourceConfig
     batch_size: Annotated[int, Field(gt=1)] = 256
     epochs: Count = 10
+    order: UnpairedOrder = "independent"
     paired_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     weight: Positive = 1.0
     matching: Matching = "top"
