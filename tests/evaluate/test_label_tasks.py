@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from troth import recipe
 from troth.data import Source, TableSource
 from troth.errors import UserError
-from troth.evaluate.tasks import ClusteringTask, KNNTask, LinearProbeTask, TaskConfig
+from troth.evaluate.tasks import ClassMatchingTask, ClusteringTask, KNNTask, LinearProbeTask, TaskConfig
 from troth.geometry import Sphere
 
 CLASSES = ("cat", "dog", "newt")
@@ -72,6 +72,13 @@ def test_clusters_are_compared_with_the_classes(tmp_path: Path) -> None:
 def test_numbers_are_classes_too(tmp_path: Path) -> None:
     task = ClusteringTask(source=table(tmp_path, "test", (7, 8, 12)), class_field="class")
     assert task.run(Embedder()).num_queries == 59
+    ClassMatchingTask(source=task.source, class_field="class").check()
+
+
+def test_matching_classes_needs_the_class_of_every_sample_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown-test-3 of .* has no 'category'") as error:
+        ClassMatchingTask(source=table(tmp_path, "test", (*CLASSES, None))).check()
+    assert error.value.where == "class_field"
 
 
 def test_data_without_classes_are_refused_before_anything_runs(tmp_path: Path) -> None:

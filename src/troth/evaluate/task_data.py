@@ -30,15 +30,15 @@ def class_name(source: Source, index: int, field: str) -> str | None:
 
 
 def required_class_name(source: Source, index: int, field: str) -> str:
-    """Return a sample's class in words. Raises UserError if it has none."""
-    value = _value(source, index, field)
-    if not isinstance(value, str) or not value.strip():
+    """Return a sample's class, as :func:`class_name`. Raises UserError if it has none."""
+    name = class_name(source, index, field)
+    if name is None:
         raise UserError(
             f"{source.key(index)} of {source.name} has no {field!r}",
             where="class_field",
             remedy="name a metadata field that holds each picture's class name",
         )
-    return value
+    return name
 
 
 def _value(source: Source, index: int, field: str) -> object:

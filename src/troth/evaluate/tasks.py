@@ -205,8 +205,10 @@ class ClassMatchingTask:
         return tuple(f"{way}/top{k}" for way in ("image_to_text", "text_to_image") for k in self.topk)
 
     def check(self) -> None:
-        """Open the data and read one sample's class. Raises UserError for what :meth:`run` could not do."""
-        required_class_name(opened(self.source, "source"), 0, self.class_field)
+        """Open the data and read every sample's class. Raises UserError for what :meth:`run` could not do."""
+        source = opened(self.source, "source")
+        for index in range(len(source)):
+            required_class_name(source, index, self.class_field)
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
