@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from troth.audit import AuditTable, audit_pairs
-from troth.data import CaptionAssignment, Source, atomic_path, check_source
+from troth.data import CaptionAssignment, Source, atomic_path, carries_vectors, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
 from troth.encoders import ContrastiveModel, export_open_clip
 from troth.errors import UserError
@@ -228,7 +228,7 @@ def export(folder: Path, which: str, out: Path, weights: str | None = None) -> N
 
 
 def check_data(data: str, ledger_path: Path | None = None) -> None:
-    """Decode everything once, print what cannot be used and why, and optionally write it."""
+    """Decode every image once (vectors need no decoding), print what cannot be used and why, and optionally write it."""
     with at("data"):
         source = data_argument(data).open()
     ledger = check_source(source)
@@ -237,7 +237,8 @@ def check_data(data: str, ledger_path: Path | None = None) -> None:
         ledger.write(ledger_path)
     console.print(f"{len(source):,} samples with captions in {source.name}", highlight=False)
     if not len(ledger):
-        console.print("every image can be read; nothing was skipped")
+        good = "every vector is finite" if carries_vectors(source) else "every image can be read"
+        console.print(f"{good}; nothing was skipped")
         return
     table = Table(title="What cannot be used")
     table.add_column("reason")
