@@ -141,6 +141,26 @@ def test_a_file_of_vectors_trains_perceptrons_and_heads_without_frozen_encoders(
     assert len(AuditTable.read(tmp_path / "audit.parquet")) == 60
 
 
+def test_the_average_of_the_weights_may_teach_on_vectors(tmp_path: Path) -> None:
+    momentum = ["train.average={decay=0.9}", 'objective.kind="sum"', 'teacher={kind="momentum"}', *SUM]
+    result = train(recipes.load("spiked-paired", [*SMALL, *momentum]), tmp_path / "run", progress=False)
+    assert result.step == 16
+    assert scores(tmp_path / "run")["test/image_to_text/top5"] > 2 * 5 / 60
+
+
+EXTERNAL = [
+    "episodes={size=40}",
+    'objective={kind="sum", terms=[[1.0, {kind="prototypes"}], [1.0, {kind="external_prototypes"}]]}',
+]
+
+
+def test_features_of_a_file_may_teach_episodes_of_vectors(tmp_path: Path) -> None:
+    np.savez(tmp_path / "taught.npz", features=np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32))
+    external = f'episodes.external={{kind="file", path="{tmp_path / "taught.npz"}", dims="none"}}'
+    recipe = recipes.load("spiked-paired", [*SMALL, *EXTERNAL, external, "train.epochs=1"])
+    assert train(recipe, tmp_path / "run", progress=False).step == 4
+
+
 SUM = ['objective.terms=[[1.0, {kind="infonce"}], [0.1, {kind="mimic"}]]']
 
 
@@ -178,6 +198,14 @@ def test_the_command_line_knows_files_of_vectors(tmp_path: Path, capsys: pytest.
             "evaluation.tasks.0.source: the model takes vectors, and this source carries pictures",
         ),
         (["teacher={kind='cached'}", 'objective={kind="mimic"}'], "teacher.kind: there is no picture"),
+        (
+            [*EXTERNAL, "episodes.external={kind='text'}"],
+            "episodes.external: a teacher of kind 'text' reads captions, and spiked train carries vectors",
+        ),
+        (
+            [*EXTERNAL, "episodes.external={kind='image'}"],
+            "episodes.external: a teacher of kind 'image' sees pictures, and spiked train carries vectors",
+        ),
         (
             ["data.source={kind='embedded', split='concept'}", "model={kind='small'}"],
             "evaluation.tasks.0.source: a model of kind 'small' takes pictures",

@@ -8,7 +8,7 @@ from troth.data import Source, SpikedSource, VectorsSource, carries_vectors
 from troth.encoders import Heads, Plain
 from troth.errors import UserError
 from troth.recipe import Recipe
-from troth.train import InputTeacher
+from troth.train import FileTeacher, ImageTeacher, InputTeacher, MomentumTeacher
 
 
 def fitted(recipe: Recipe, source: Source) -> Recipe:
@@ -38,8 +38,7 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
             where="model.kind",
             remedy='use "plain" or "heads"',
         )
-    if recipe.teacher is not None and not isinstance(recipe.teacher, InputTeacher):
-        raise UserError("there is no picture that a teacher could see", where="teacher.kind", remedy='use "input"')
+    _check_vector_teachers(recipe, source)
     _check_vector_tasks(recipe)
     image_dim, text_dim = _dimensions(source)
     fields = ("image_dim", "text_dim") if isinstance(model, Plain) else ("image_feature_dim", "text_feature_dim")
@@ -59,6 +58,21 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
 def _dimensions(source: Source) -> tuple[int, int]:
     image, text = (getattr(source, f"{side}_vectors") for side in ("image", "text"))
     return int(image.shape[1]), int(text.shape[1])
+
+
+def _check_vector_teachers(recipe: Recipe, source: Source) -> None:
+    if recipe.teacher is not None and not isinstance(recipe.teacher, InputTeacher | MomentumTeacher):
+        raise UserError(
+            "there is no picture that a teacher could see", where="teacher.kind", remedy='use "input" or "momentum"'
+        )
+    external = None if recipe.episodes is None else recipe.episodes.external
+    if external is not None and not isinstance(external, FileTeacher):
+        wants = "sees pictures" if isinstance(external, ImageTeacher) else "reads captions"
+        raise UserError(
+            f"a teacher of kind {external.kind!r} {wants}, and {source.name} carries vectors",
+            where="episodes.external",
+            remedy='use features of your own, external = { kind = "file", path = "features.npz" }',
+        )
 
 
 def _check_vector_tasks(recipe: Recipe) -> None:
