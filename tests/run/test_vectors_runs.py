@@ -218,6 +218,45 @@ def test_what_does_not_fit_is_one_line_before_anything_is_trained(settings: list
     assert "\n" not in str(caught.value)
 
 
+PICTURES = "{kind='embedded', split='concept'}"
+OTHER = "{kind='spiked', split='unpaired', num_samples=80, image_dim=41, text_dim=38, rank=3}"
+WIDE = "{kind='spiked', split='unpaired', num_samples=80, image_dim=41}"
+ALIKE = "{kind='spiked', split='unpaired', num_samples=80}"
+FOREIGN = ["data.noise.fraction=0.5", "data.noise.partners=foreign"]
+TOWERS = [f"data.source={PICTURES}", "model={kind='small'}", "evaluation.tasks=[]", "train.num_workers=0"]
+
+
+def unpaired(images: str, texts: str) -> str:
+    return f"unpaired={{images={images}, texts={texts}, batch_size=20}}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([unpaired(PICTURES, ALIKE)], "unpaired.images: embedded concept carries pictures, .* spiked train vectors"),
+        ([unpaired(ALIKE, PICTURES)], "unpaired.texts: embedded concept carries pictures, .* spiked train vectors"),
+        ([unpaired(OTHER, ALIKE)], "unpaired.images: the image vectors of .* have 41 dimensions, .* train 40"),
+        ([unpaired(ALIKE, OTHER)], "unpaired.texts: the text vectors of .* have 38 dimensions, .* train 39"),
+        ([*FOREIGN, f"data.noise.reserve={PICTURES}"], "data.noise.reserve: embedded concept carries pictures"),
+        ([*FOREIGN, f"data.noise.reserve={OTHER}"], "data.noise.reserve: the text vectors .* have 38 dimensions"),
+        ([*TOWERS, unpaired(ALIKE, PICTURES)], "unpaired.images: spiked unpaired carries vectors, .* concept pictures"),
+        ([*TOWERS, unpaired(PICTURES, ALIKE)], "unpaired.texts: spiked unpaired carries vectors, .* concept pictures"),
+        ([*TOWERS, *FOREIGN, f"data.noise.reserve={ALIKE}"], "data.noise.reserve: spiked unpaired carries vectors"),
+    ],
+)
+def test_sources_that_carry_something_else_are_refused_before_training(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build(recipes.load("spiked-paired", [*SMALL, *settings])).stream()
+    assert "\n" not in str(caught.value)
+
+
+def test_only_texts_are_taken_of_unpaired_texts_and_of_a_reserve() -> None:
+    both = [*SMALL, unpaired(ALIKE, WIDE), *FOREIGN, f"data.noise.reserve={WIDE}"]
+    stream = build(recipes.load("spiked-paired", both)).stream()
+    (loaded,) = stream.batches(stream.paired_steps, stream.paired_steps + 1)
+    assert loaded.batch.image.shape == (20, 40)
+
+
 def test_a_model_without_data_needs_its_dimensions() -> None:
     with pytest.raises(UserError, match=r"model\.image_dim: no data to take the dimension from"):
         build_model(recipes.load("spiked-paired"))

@@ -36,7 +36,7 @@ from troth.errors import UserError
 from troth.geometry import FILIP
 from troth.recipe import Recipe
 from troth.run.checks import at, check, check_weights
-from troth.run.vectors import fitted
+from troth.run.vectors import check_alike, fitted
 from troth.train import Episodes, TaughtData, TaughtRun, TaughtStream, Teacher, UnpairedConfig
 from troth.train.hardware import resolve_device
 
@@ -155,8 +155,10 @@ class Built:
         """Put the second stage behind the first."""
         with at("unpaired.images"):
             images = config.images.open()
+            check_alike(images, self.source)
         with at("unpaired.texts"):
             texts = config.texts.open()
+            check_alike(texts, self.source, ("text",))
         if ledger is not None:
             ledger.extend((*images.ledger, *texts.ledger))
         features = self._features(images, texts, ledger)
@@ -253,6 +255,9 @@ def build(recipe: Recipe, *, frozen: FrozenEncoders | None = None, on_progress: 
     recipe = fitted(recipe, source)
     with at("data.noise"):
         reserve = recipe.data.noise.open_reserve()
+        if reserve is not None:
+            with at("data.noise.reserve"):
+                check_alike(reserve, source, ("text",))
         noise = recipe.data.noise.bind(source, recipe.seed, reserve)
     model = build_model(recipe)
     check(recipe, model)

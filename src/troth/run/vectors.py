@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from troth.data import Source, SpikedSource, VectorsSource, carries_vectors
@@ -53,6 +54,30 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
     if isinstance(model, Plain):
         return replace(recipe, model=replace(model, image_dim=image_dim, text_dim=text_dim))
     return replace(recipe, model=replace(model, image_feature_dim=image_dim, text_feature_dim=text_dim))
+
+
+def check_alike(found: Source, source: Source, sides: Sequence[str] = ("image", "text")) -> None:
+    """Raise a UserError unless a source beside the training pairs carries what they do, as one model takes both.
+
+    Args:
+        found: the other source.
+        source: the training pairs.
+        sides: whose dimensions count, if both carry vectors: what is taken of ``found``.
+    """
+    theirs, ours = ("vectors" if carries_vectors(each) else "pictures" for each in (found, source))
+    if theirs != ours:
+        raise UserError(
+            f"{found.name} carries {theirs}, and the training pairs of {source.name} {ours}",
+            remedy=f"use a source of {ours}",
+        )
+    if ours == "pictures":
+        return
+    for side, has, wanted in zip(("image", "text"), _dimensions(found), _dimensions(source), strict=True):
+        if side in sides and has != wanted:
+            raise UserError(
+                f"the {side} vectors of {found.name} have {has} dimensions, those of {source.name} {wanted}",
+                remedy="use vectors of the same encoders",
+            )
 
 
 def _dimensions(source: Source) -> tuple[int, int]:
