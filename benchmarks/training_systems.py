@@ -4,8 +4,8 @@
                                           [--runs FOLDER] [--jobs N]
 
 Every system is a shipped recipe, run as it is (``heads``) or with smaller towers and fewer epochs than it says
-(``small``: see ``SMALL``), three seeds each; ``--quick`` takes one seed and two epochs. Nothing was tuned. Printed and
-saved are, with standard errors over seeds: zero-shot top-1 on the unseen style, top-1 among held-out concepts, mean
+(``small``: see ``SMALL``), three seeds each; ``--quick`` takes one seed and two epochs. Printed and saved are, of the
+last step, with standard errors over seeds: zero-shot top-1 on the unseen style, top-1 among held-out concepts, mean
 recall of retrieval, and on the emoji's categories linear probing, nearest neighbours (k = 20), and the agreement of
 k-means with them (ARI, AMI); for systems with episodes the k-means' share of their time, for unpaired data the share of
 detected pairs that are right at the end. Runs are kept in ``--runs`` and taken up where they stopped: the whole table

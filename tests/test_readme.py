@@ -60,6 +60,8 @@ def test_the_shipped_recipes_and_objectives_are_named(readme: str) -> None:
         assert f"`{cls.kind}`" in readme
     for name in recipes.shipped():
         assert f"`{name}`" in readme
+    for name in re.findall(r"`((?:heads|small|spiked|digits|continue|open)-[a-z-]+)`", readme):
+        assert name in recipes.shipped()
 
 
 def test_the_figures_are_the_committed_ones(readme: str, repository: Path) -> None:

@@ -76,7 +76,7 @@ def test_numbers_are_classes_too(tmp_path: Path) -> None:
 
 
 def test_matching_classes_needs_the_class_of_every_sample_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown-test-3 of .* has no 'category'") as error:
+    with pytest.raises(UserError, match=r"unknown-test-3 of .* has no 'category'") as error:
         ClassMatchingTask(source=table(tmp_path, "test", (*CLASSES, None))).check()
     assert error.value.where == "class_field"
 
