@@ -17,7 +17,7 @@ from troth.geometry import Sphere
 from troth.recipe import Recipe
 from troth.run import build, evaluate, resume, train
 from troth.run.arguments import data_argument
-from troth.run.build import build_model
+from troth.run.build import Built, build_model
 from troth.run.opened import open_run
 from troth.run.scoring import audit, check_data, embed
 
@@ -192,11 +192,6 @@ def test_the_command_line_knows_files_of_vectors(tmp_path: Path, capsys: pytest.
         (["model.image_dim=12"], "model.image_dim: the vectors of spiked train have 40 dimensions, not 12"),
         (["model={kind='heads', text_feature_dim=384}"], "model.text_feature_dim: .* have 39 dimensions, not 384"),
         (["data.source={kind='embedded', split='concept'}"], "model.kind: a plain encoder takes vectors"),
-        (["evaluation.tasks=[{kind='zero-shot'}]"], "evaluation.tasks.0.kind: a zero-shot task asks in words"),
-        (
-            ["evaluation.tasks=[{kind='matching', source={kind='embedded', split='concept'}}]"],
-            "evaluation.tasks.0.source: the model takes vectors, and this source carries pictures",
-        ),
         (["teacher={kind='cached'}", 'objective={kind="mimic"}'], "teacher.kind: there is no picture"),
         (
             [*EXTERNAL, "episodes.external={kind='text'}"],
@@ -205,10 +200,6 @@ def test_the_command_line_knows_files_of_vectors(tmp_path: Path, capsys: pytest.
         (
             [*EXTERNAL, "episodes.external={kind='image'}"],
             "episodes.external: a teacher of kind 'image' sees pictures, and spiked train carries vectors",
-        ),
-        (
-            ["data.source={kind='embedded', split='concept'}", "model={kind='small'}"],
-            "evaluation.tasks.0.source: a model of kind 'small' takes pictures",
         ),
     ],
 )
@@ -247,6 +238,41 @@ def unpaired(images: str, texts: str) -> str:
 def test_sources_that_carry_something_else_are_refused_before_training(settings: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         build(recipes.load("spiked-paired", [*SMALL, *settings])).stream()
+    assert "\n" not in str(caught.value)
+
+
+def task(kind: str, **sources: str) -> str:
+    named = "".join(f", {name}={source}" for name, source in sources.items())
+    return f"evaluation.tasks=[{{kind='{kind}'{named}}}]"
+
+
+def part(source: str) -> str:
+    return f"{{kind='part', source={source}}}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([task("zero-shot")], "kind: a zero-shot task asks in words"),
+        ([task("matching", source=PICTURES)], "source: the model takes vectors, and embedded concept carries pictures"),
+        ([task("knn", source=ALIKE)], "train_source: the model takes vectors, and embedded train carries pictures"),
+        ([task("matching", source=WIDE)], "source: the image vectors of spiked unpaired have 41 dimensions, .* 40"),
+        ([task("matching", source=part(OTHER))], "source: the image vectors of .* have 41 dimensions"),
+        ([task("matching", source=part("{kind='vectors', path='no.npz'}"))], "source.source.path: there is no file"),
+        ([*TOWERS, task("matching", source=ALIKE)], "source: the model takes pictures, .* unpaired carries vectors"),
+        ([*TOWERS, task("matching", source=part(ALIKE))], "source: the model takes pictures, .* carries vectors"),
+        (
+            [*TOWERS, "model={kind='heads', image_feature_dim=40, text_feature_dim=7}", task("matching", source=ALIKE)],
+            "source: the text vectors of spiked unpaired have 39 dimensions, the model takes 7",
+        ),
+    ],
+)
+def test_tasks_that_the_model_cannot_do_are_found_before_anything_is_trained(
+    tmp_path: Path, settings: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Built, "stream", lambda self, ledger=None: pytest.fail("features would be computed here"))
+    with pytest.raises(UserError, match=rf"evaluation\.tasks\.0\.{message}") as caught:
+        train(recipes.load("spiked-paired", [*SMALL, *settings]), tmp_path / "run", progress=False)
     assert "\n" not in str(caught.value)
 
 

@@ -228,7 +228,7 @@ def export(folder: Path, which: str, out: Path, weights: str | None = None) -> N
 
 
 def check_data(data: str, ledger_path: Path | None = None) -> None:
-    """Decode every image once (vectors need none), print what cannot be used and why, and optionally write it."""
+    """Decode every image once (vectors have none), print what cannot be used and why, and optionally write it."""
     with at("data"):
         source = data_argument(data).open()
     ledger = check_source(source)

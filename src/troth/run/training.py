@@ -25,6 +25,7 @@ from troth.run.checks import at
 from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
 from troth.run.start import start
+from troth.run.vectors import check_task_sources
 from troth.train import Checkpoints, Episodes, Trainer, TrainResult, UnpairedTrainer, dry_run
 from troth.train.hardware import resolve_device
 from troth.train.resume import holds_run
@@ -85,8 +86,8 @@ def resume(folder: Path, *, progress: bool = True) -> TrainResult:
 def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
     recipe = built.recipe
     ledger = Ledger(built.source.ledger)
+    _open_tasks(built)
     stream = built.stream(ledger)
-    _open_tasks(recipe)
 
     def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
         results = run_tasks(recipe, model, frozen=built.frozen)
@@ -108,10 +109,11 @@ def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
     return Trainer(built.model, recipe.objective, stream, episodes=built.episodes(stream, ledger), **arguments)
 
 
-def _open_tasks(recipe: Recipe) -> None:
+def _open_tasks(built: Built) -> None:
     """Open what the tasks will need, so that a missing test set is found before training and not after it."""
-    for number, task in enumerate(recipe.evaluation.tasks):
+    for number, task in enumerate(built.recipe.evaluation.tasks):
         with at(f"evaluation.tasks.{number}"):
+            check_task_sources(task, built.model.encoder, built.source)
             task.check()
 
 
@@ -148,8 +150,8 @@ def show_dry_run(recipe: Recipe) -> None:
         with feature_progress(True) as on_progress:
             built = build(recipe, on_progress=on_progress)
             start(recipe, built.model)
+            _open_tasks(built)
             stream = built.stream()
-            _open_tasks(recipe)
         episodes = built.episodes(stream)
         report = dry_run(
             built.model,

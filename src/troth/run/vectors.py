@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from troth.data import Source, SpikedSource, VectorsSource, carries_vectors
-from troth.encoders import Heads, Plain
+from troth.data import Source, carries_vectors
+from troth.encoders import DualEncoder, FeatureEncoder, Heads, Plain
 from troth.errors import UserError
+from troth.evaluate.task_data import opened
+from troth.evaluate.tasks import TaskConfig
 from troth.recipe import Recipe
 from troth.train import FileTeacher, ImageTeacher, InputTeacher, MomentumTeacher
 
@@ -20,7 +22,7 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
         source: its training pairs.
 
     Raises:
-        UserError: if the model does not take what the source carries, or a teacher or task wants pictures or words
+        UserError: if the model does not take what the source carries, or a teacher wants pictures or words
             where there are vectors.
     """
     model = recipe.model
@@ -31,7 +33,6 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
                 where="model.kind",
                 remedy='use a source of kind "vectors", or a model of kind "heads"',
             )
-        _check_picture_tasks(recipe)
         return recipe
     if not isinstance(model, Plain | Heads):
         raise UserError(
@@ -40,10 +41,9 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
             remedy='use "plain" or "heads"',
         )
     _check_vector_teachers(recipe, source)
-    _check_vector_tasks(recipe)
     image_dim, text_dim = _dimensions(source)
-    fields = ("image_dim", "text_dim") if isinstance(model, Plain) else ("image_feature_dim", "text_feature_dim")
-    for field, found in zip(fields, (image_dim, text_dim), strict=True):
+    names = ("image_dim", "text_dim") if isinstance(model, Plain) else ("image_feature_dim", "text_feature_dim")
+    for field, found in zip(names, (image_dim, text_dim), strict=True):
         said = getattr(model, field)
         if said not in (None, found):
             raise UserError(
@@ -100,29 +100,41 @@ def _check_vector_teachers(recipe: Recipe, source: Source) -> None:
         )
 
 
-def _check_vector_tasks(recipe: Recipe) -> None:
-    for number, task in enumerate(recipe.evaluation.tasks):
-        where = f"evaluation.tasks.{number}"
-        if hasattr(task, "templates"):
-            raise UserError(
-                f"a {task.kind} task asks in words, and the model takes vectors",
-                where=f"{where}.kind",
-                remedy='use "matching", "class-matching" or "retrieval" on a source of vectors',
-            )
-        # A file that is not there is found with the others' by the task's own check.
-        if not isinstance(task.source, VectorsSource) and not carries_vectors(task.source.open()):
-            raise UserError(
-                "the model takes vectors, and this source carries pictures",
-                where=f"{where}.source",
-                remedy='use a source of kind "vectors"',
-            )
+def check_task_sources(task: TaskConfig, encoder: DualEncoder, source: Source) -> None:
+    """Open every source of a task. Raise a UserError for what the model cannot take; its place is the task's field.
 
-
-def _check_picture_tasks(recipe: Recipe) -> None:
-    for number, task in enumerate(recipe.evaluation.tasks):
-        if isinstance(task.source, VectorsSource | SpikedSource) and not isinstance(recipe.model, Heads):
+    Args:
+        task: one of the recipe's.
+        encoder: the model's.
+        source: the training pairs. Heads that learn from vectors have no frozen encoders to see pictures with.
+    """
+    if carries_vectors(source) and hasattr(task, "templates"):
+        raise UserError(
+            f"a {task.kind} task asks in words, and the model takes vectors",
+            where="kind",
+            remedy='use "matching", "class-matching" or "retrieval" on a source of vectors',
+        )
+    for field in [item.name for item in fields(task) if item.name == "source" or item.name.endswith("_source")]:
+        found = opened(getattr(task, field), field)
+        if not carries_vectors(found):
+            if carries_vectors(source):
+                raise UserError(
+                    f"the model takes vectors, and {found.name} carries pictures",
+                    where=field,
+                    remedy='use a source of kind "vectors"',
+                )
+            continue
+        if not isinstance(encoder, FeatureEncoder):
             raise UserError(
-                f"a model of kind {recipe.model.kind!r} takes pictures, and this source carries vectors",
-                where=f"evaluation.tasks.{number}.source",
+                f"the model takes pictures, and {found.name} carries vectors",
+                where=field,
                 remedy="use a source of pictures",
             )
+        taken = encoder.image_feature_dim, encoder.text_feature_dim
+        for side, has, wanted in zip(("image", "text"), _dimensions(found), taken, strict=True):
+            if has != wanted:
+                raise UserError(
+                    f"the {side} vectors of {found.name} have {has} dimensions, the model takes {wanted}",
+                    where=field,
+                    remedy="use vectors of the encoders that the training pairs' are of",
+                )
