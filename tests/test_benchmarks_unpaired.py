@@ -74,3 +74,17 @@ def test_a_short_case_runs(order: str) -> None:
     assert values["top1_percent"] > 5
     assert values["detectable_percent"] == pytest.approx(10, abs=8) or order != "independent, batches of 50"
     assert values["detectable_percent"] == 100 or order == "independent, batches of 50"
+
+
+def test_the_gains_in_the_text_are_those_of_the_results(content: dict[str, Any], page: str) -> None:
+    top1 = {each["case"]: each["ours"] for each in content["records"] if each["metric"] == "top1_percent"}
+    gains = {
+        order: [top1[f"spiked: {order}, N = {samples}"] - top1["spiked: paired"] for samples in unpaired.GRIDS[order]]
+        for order in unpaired.ORDERS
+    }
+    said = [float(number) for number in re.findall(r"adds ([\d.]+), ([\d.]+) and ([\d.]+) points", page)[0]]
+    assert said == pytest.approx(gains["aligned, batches of 50"], abs=0.051)
+    least, most = (float(number) for number in re.findall(r"([\d.]+) to ([\d.]+) points above", page)[0])
+    assert (least, most) == pytest.approx(
+        (min(gains["independent, one batch"]), max(gains["independent, one batch"])), abs=0.051
+    )
