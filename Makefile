@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/troth demo --out runs/demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and so do the processes they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TROTH_TEST_THREADS", "1")
 
 import pytest
 import torch
