@@ -55,14 +55,14 @@ def test_there_is_something_to_run() -> None:
 
 
 def test_the_table_of_objectives_is_what_the_code_says() -> None:
-    page = objectives_table.PAGE.read_text(encoding="utf-8")
-    assert objectives_table.renewed(page) == page, "run python -m tools.docs.objectives_table"
+    page = objectives_table.PAGE.path.read_text(encoding="utf-8")
+    assert objectives_table.PAGE.renewed(page) == page, "run python -m tools.docs.objectives_table"
 
 
 def test_a_changed_class_makes_the_page_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = objectives_table.PAGE.read_text(encoding="utf-8")
+    page = objectives_table.PAGE.path.read_text(encoding="utf-8")
     monkeypatch.setattr(InfoNCE, "about", InfoNCE.about._replace(when="never"))
-    assert objectives_table.renewed(page) != page
+    assert objectives_table.PAGE.renewed(page) != page
 
 
 @pytest.mark.parametrize(
