@@ -11,7 +11,7 @@ from troth.data.huggingface import HuggingFaceSource
 from troth.data.images import MAX_PIXELS, decode
 from troth.data.ledger import REASONS, Ledger, LedgerEntry, Reason, SampleError
 from troth.data.loader import BatchStream, ImageTextStream, LoadedBatch
-from troth.data.noise import BatchNoise, CaptionAssignment, Noise
+from troth.data.noise import BatchNoise, CaptionAssignment, Noise, caption_owner
 from troth.data.plan import BatchPlan, Plan
 from troth.data.source import IndexedSource, Source
 from troth.data.sources import PartSource, SourceConfig
@@ -74,6 +74,7 @@ __all__ = [
     "WithinBatches",
     "atomic_path",
     "cache_folder",
+    "caption_owner",
     "carries_vectors",
     "check_source",
     "decode",

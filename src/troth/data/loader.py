@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from troth.data.draws import Int64Array, hash64
 from troth.data.ledger import Ledger, LedgerEntry, SampleError
-from troth.data.noise import CaptionAssignment, CaptionChoice
+from troth.data.noise import CaptionAssignment, CaptionChoice, caption_owner
 from troth.data.plan import BatchPlan, chosen_captions, of_view, rank_rows
 from troth.data.source import Source
 from troth.errors import UserError
@@ -262,10 +262,8 @@ class _Steps(Dataset[LoadedBatch | UserError]):
         return [captions[choice] for captions, choice in zip(available, chosen, strict=True)]
 
     def _captions(self, caption: int) -> tuple[str, ...]:
-        if caption < len(self.source):
-            return self.source.captions(caption)
-        assert self.reserve is not None, "foreign captions without their reserve"
-        return self.reserve.captions(caption - len(self.source))
+        owner, index = caption_owner(caption, self.source, self.reserve)
+        return owner.captions(index)
 
 
 @contextmanager

@@ -49,6 +49,20 @@ class CaptionChoice(Protocol):
         ...
 
 
+def caption_owner(caption_of: int, source: Source, reserve: Source | None) -> tuple[Source, int]:
+    """Which sample's captions a place in ``caption_of`` means: its source and its number there.
+
+    Args:
+        caption_of: below N a sample of the set, from N on one of the reserve.
+        source: the set, of N samples.
+        reserve: where foreign captions come from; None if there are none.
+    """
+    if caption_of < len(source):
+        return source, caption_of
+    assert reserve is not None, "foreign captions without their reserve"
+    return reserve, caption_of - len(source)
+
+
 @plain_dataclass(frozen=True, slots=True)
 class CaptionAssignment:
     """Whose captions each sample is trained with.

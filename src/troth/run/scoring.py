@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from troth.audit import AuditTable, audit_pairs
-from troth.data import CaptionAssignment, Source, atomic_path, carries_vectors, check_source
+from troth.data import CaptionAssignment, Source, atomic_path, caption_owner, carries_vectors, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
 from troth.encoders import ContrastiveModel, export_open_clip
 from troth.errors import UserError
@@ -177,12 +177,9 @@ def audit_source(
         embedder.meet(reserve)
     index, image = embedder.images(source)
     owners = index.tolist() if noise is None else [int(noise.caption_of[i]) for i in index.tolist()]
-    places = [(source, owner) if owner < len(source) else (reserve, owner - len(source)) for owner in owners]
-    captions, keys = [], []
-    for place, owner in places:
-        assert place is not None, "foreign captions without their reserve"
-        captions.append(place.captions(owner))
-        keys.append(place.key(owner))
+    places = [caption_owner(owner, source, reserve) for owner in owners]
+    captions = [place.captions(sample) for place, sample in places]
+    keys = [place.key(sample) for place, sample in places]
     return audit_pairs(
         image,
         caption_points(embedder, captions),

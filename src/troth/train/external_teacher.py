@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from troth.clustering import pca
-from troth.data import BatchNoise, CaptionAssignment, LedgerEntry, Source
+from troth.data import BatchNoise, CaptionAssignment, LedgerEntry, Source, caption_owner
 from troth.embed import CacheEntry, CacheKey, FeatureCache, frozen_texts
 from troth.embed.features import CaptionTable, Progress, ledger_of
 from troth.encoders import FrozenTextEncoder
@@ -97,15 +97,6 @@ class TextTeacher:
     dims: _Dims = 64
     precision: TowerPrecision = "float32"
 
-    def check(self, noise: CaptionAssignment | BatchNoise) -> None:
-        """Raise a UserError if a pair has no captions of its own, but others in every batch."""
-        if isinstance(noise, BatchNoise):
-            raise UserError(
-                "noise of every batch gives pairs new captions at each step, and the text teacher reads them once",
-                where="data.noise.mode",
-                remedy='use "static" noise, or an image teacher',
-            )
-
     def build(self, data: TaughtData) -> ExternalFeatures:
         """Encode the captions that the pairs have, or read them from the cache.
 
@@ -143,9 +134,6 @@ class ImageTeacher:
     dims: _Dims = 64
     precision: TowerPrecision = "float32"
 
-    def check(self, noise: CaptionAssignment | BatchNoise) -> None:
-        """Accept any noise: it moves captions, not pictures."""
-
     def build(self, data: TaughtData) -> ExternalFeatures:
         """Encode the pictures, or read them from the cache.
 
@@ -179,9 +167,6 @@ class FileTeacher:
     column: str = "features"
     dims: _Dims = 64
 
-    def check(self, noise: CaptionAssignment | BatchNoise) -> None:
-        """Accept any noise: what is in the file does not depend on it."""
-
     def build(self, data: TaughtData) -> ExternalFeatures:
         """Read the file.
 
@@ -205,17 +190,14 @@ def given_captions(
     Raises:
         UserError: for noise that is drawn anew in every batch.
     """
-    TextTeacher().check(noise)
-    assert isinstance(noise, CaptionAssignment)
-    count = len(source)
-    captions = []
-    for owner in noise.caption_of.tolist():
-        if owner < count:
-            captions.append(source.captions(owner))
-        else:
-            assert reserve is not None, "foreign captions without their reserve"
-            captions.append(reserve.captions(owner - count))
-    return captions
+    if isinstance(noise, BatchNoise):
+        raise UserError(
+            "noise of every batch gives pairs new captions at each step, and the text teacher reads them once",
+            where="data.noise.mode",
+            remedy='use "static" noise, or an image teacher',
+        )
+    places = (caption_owner(owner, source, reserve) for owner in noise.caption_of.tolist())
+    return [place.captions(sample) for place, sample in places]
 
 
 def _reduced(
