@@ -13,13 +13,13 @@ from troth.data.vectors import carries_vectors, paired_vectors
 from troth.embed.features import FrozenFeatures
 
 
-def carried_features(source: Source) -> FrozenFeatures:
-    """Return the vectors of a source in the form of frozen features; every sample is valid.
+def carried_features(source: Source, reserve: Source | None = None) -> FrozenFeatures:
+    """Return the vectors of a source, and the captions' of a reserve, as frozen features; every sample is valid.
 
     Raises:
-        UserError: if the source carries no vectors.
+        UserError: if one of them carries no vectors.
     """
-    vectors = paired_vectors(source)
+    vectors = paired_vectors(source, reserve)
     return FrozenFeatures(
         captions=vectors.captions,
         image_features=vectors.image,

@@ -25,12 +25,12 @@ from troth.data import (
     UnpairedStream,
     UnpairedTexts,
     carries_vectors,
-    paired_vectors,
 )
 from troth.data.noise import CaptionChoice
 from troth.embed import FeatureCache, FrozenEncoders
 from troth.embed.features import FrozenFeatures, Progress, distinct_captions
 from troth.embed.pictures import picture_transform
+from troth.embed.vectors import carried_features
 from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, apply_towers
 from troth.errors import UserError
 from troth.geometry import FILIP
@@ -181,9 +181,7 @@ class Built:
     def _features(self, source: Source, reserve: Source | None, ledger: Ledger | None) -> FrozenFeatures | None:
         """Return what heads and plain encoders take of a source and of the reserve's captions; None for towers."""
         if carries_vectors(source):
-            vectors = paired_vectors(source, reserve)
-            valid = torch.ones(len(source), dtype=torch.bool)
-            return FrozenFeatures(vectors.captions, vectors.image, valid, vectors.text, ())
+            return carried_features(source, reserve)
         if self.frozen is None:
             return None
         with _main_rank_first():
