@@ -32,7 +32,25 @@ _Labelled = tuple[Float[Tensor, "Q D"], list[str], int]
 
 
 @dataclass(frozen=True, config=STRICT)
-class KNNTask:
+class _TaughtByPictures:
+    """What tasks share whose classifier is fitted to the points of training pictures."""
+
+    train_source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="train"))
+    source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="style-shift"))
+    class_field: str = "category"
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the metrics of :meth:`run` that larger is better of."""
+        return "accuracy", "mean_class_accuracy"
+
+    def check(self) -> None:
+        """Open the data and look for classes. Raises UserError for what :meth:`run` could not do."""
+        _check(self.train_source, "train_source", self.class_field)
+        _check(self.source, "source", self.class_field)
+
+
+@dataclass(frozen=True, config=STRICT)
+class KNNTask(_TaughtByPictures):
     """Which class does a picture show, going by the classes of the nearest training pictures?
 
     Training pictures of classes that ``source`` does not have are left out. By default the classes are the nine groups
@@ -49,20 +67,8 @@ class KNNTask:
 
     kind: Literal["knn"] = "knn"
     name: Name = "knn"
-    train_source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="train"))
-    source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="style-shift"))
-    class_field: str = "category"
     k: _Count = 20
     temperature: _Positive = 0.07
-
-    def metric_names(self) -> tuple[str, ...]:
-        """Return the metrics of :meth:`run` that larger is better of."""
-        return "accuracy", "mean_class_accuracy"
-
-    def check(self) -> None:
-        """Open the data and look for classes. Raises UserError for what :meth:`run` could not do."""
-        _check(self.train_source, "train_source", self.class_field)
-        _check(self.source, "source", self.class_field)
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
@@ -72,7 +78,7 @@ class KNNTask:
 
 
 @dataclass(frozen=True, config=STRICT)
-class LinearProbeTask:
+class LinearProbeTask(_TaughtByPictures):
     """Which class does a picture show, going by logistic regression on training pictures' points?
 
     The pictures and classes are those of :class:`KNNTask`. Points are taken as they are: for
@@ -89,20 +95,8 @@ class LinearProbeTask:
 
     kind: Literal["linear-probe"] = "linear-probe"
     name: Name = "linear-probe"
-    train_source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="train"))
-    source: SourceConfig = Field(default_factory=lambda: EmbeddedSource(split="style-shift"))
-    class_field: str = "category"
     inverse_regularization: _Positive = 0.316
     max_iterations: _Count = 1000
-
-    def metric_names(self) -> tuple[str, ...]:
-        """Return the metrics of :meth:`run` that larger is better of."""
-        return "accuracy", "mean_class_accuracy"
-
-    def check(self) -> None:
-        """Open the data and look for classes. Raises UserError for what :meth:`run` could not do."""
-        _check(self.train_source, "train_source", self.class_field)
-        _check(self.source, "source", self.class_field)
 
     def run(self, embedder: Embedder) -> TaskResult:
         """Score the embedder's model."""
