@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class PatchEmbedding(nn.Conv2d):
     """A convolution whose kernels lie side by side: same parameters, same result to rounding, as one matrix product.
 
-    Torch's convolution takes its backward pass in bfloat16 on a CPU at a twentieth of the product's rate. Evaluation,
-    which has none, goes through the convolution, so that an exported model gives the same bits in open_clip.
+    Torch's convolution makes no use of a CPU's bfloat16 matrix units in its backward pass; a product does
+    (``python -m benchmarks.train_step``). Evaluation, which has none, goes through the convolution, so that an exported
+    model gives the same bits in open_clip.
 
     Args:
         convolution: gives the weights, which are shared; its stride must be its kernel's size.

@@ -70,7 +70,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Give a fresh context in which the towers run; the similarities and the loss stay outside it.
 
     On a CPU attention in bfloat16 takes torch's plain products: the backward pass of its fused kernel makes no use of
-    the matrix units, and took half of a small tower's whole step.
+    the matrix units (``python -m benchmarks.train_step``).
     """
     if dtype is None:
         yield
