@@ -1,0 +1,155 @@
+"""Recipes trained over seeds, several at a time, each kept in a folder: a table of hours takes up where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.table import RESULTS, Record, report, save
+from troth.recipe import Recipe, from_dict, load, to_dict
+from troth.run.opened import OpenedRun, open_run
+from troth.run.training import resume, train
+from troth.train.resume import holds_run
+
+REGIMES = ("heads", "small")
+
+#: What the small towers are cut to, so that a run takes minutes on one core.
+SMALL = (
+    "model.vision_layers=4",
+    "model.text_layers=2",
+    "model.context_length=16",
+    "train.epochs=6",
+    "train.evaluate_every_epochs=6",
+    "train.num_workers=0",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        regime: ``heads`` or ``small``.
+        name: of the row it belongs to.
+        seed: of the run.
+        quick: whether it has two epochs only.
+        folder: where it is kept.
+    """
+
+    regime: str
+    name: str
+    seed: int
+    quick: bool
+    folder: Path
+
+
+def cut_recipe(job: Job, recipe: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Return a shipped recipe of the job's regime as a tree: with its seed, cut for small towers, and no evaluation."""
+    tree = to_dict(load(f"{job.regime}-{recipe}", [*settings, f"seed={job.seed}", *_cut(job.regime)]))
+    tree["evaluation"] = {"best": "none", "tasks": []}
+    if job.quick:
+        tree["train"] |= {"epochs": 2, "evaluate_every_epochs": 2}
+    return tree
+
+
+def _cut(regime: str) -> tuple[str, ...]:
+    return SMALL if regime == "small" else ()
+
+
+def trained(recipe: Recipe, folder: Path) -> OpenedRun:
+    """Train once on one thread, or take up a run that stopped; return it as it ended."""
+    torch.set_num_threads(1)
+    if holds_run(folder):
+        resume(folder, progress=False)
+    else:
+        train(recipe, folder, progress=False)
+    return open_run(folder, "last")
+
+
+def with_tasks(recipe: Recipe, tasks: Sequence[Mapping[str, Any]] = ()) -> Recipe:
+    """Return the recipe with the default tasks, and ``tasks`` beside them."""
+    tree = to_dict(recipe)
+    tree["evaluation"] = {"tasks": [*to_dict(from_dict({}))["evaluation"]["tasks"], *tasks]}
+    return from_dict(tree)
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str, rows: Sequence[str]) -> None:
+    """Add what every table over seeds takes: which part of it, where its runs are kept, how many at a time."""
+    parser.add_argument("--regime", choices=REGIMES, help="one regime only")
+    parser.add_argument("--only", nargs="+", choices=rows, metavar="NAME", help="these rows only")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="where runs are kept")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+
+
+def table(
+    name: str,
+    title: str,
+    cases: Sequence[tuple[str, str]],
+    work: Callable[[Job], dict[str, float]],
+    options: argparse.Namespace,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> None:
+    """Run every case over the seeds, print means with standard errors, and save them after each case if asked to.
+
+    Args:
+        name: of the benchmark and its result.
+        title: of what is printed.
+        cases: regimes and names of rows; those that ``options`` leaves out are kept as they were saved.
+        work: trains and scores one run, in a process of its own.
+        options: what :func:`add_arguments` added, ``quick`` and ``save``.
+        seeds: of the runs; ``options.quick`` takes the first one.
+    """
+    seeds = seeds[:1] if options.quick else seeds
+    cases = [
+        (regime, row)
+        for regime, row in cases
+        if options.regime in (None, regime) and (not options.only or row in options.only)
+    ]
+    kept = _kept(name, cases) if options.save else []
+    records: list[Record] = []
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = [
+            [pool.submit(work, Job(*case, seed, options.quick, _folder(options, *case, seed))) for seed in seeds]
+            for case in cases
+        ]
+        for case, futures in zip(cases, waiting, strict=True):
+            records += summary(*case, [future.result() for future in futures])
+            print(f"{case[0]}: {case[1]} done", flush=True)
+            if options.save:
+                save(name, f"python -m benchmarks.{name}", options.save, kept + records)
+    report(f"{title}, {len(seeds)} seed(s)", records)
+
+
+def summary(regime: str, row: str, runs: Sequence[dict[str, float]]) -> Iterator[Record]:
+    """Means over seeds, and their standard errors."""
+    for label in runs[0]:
+        values = [each[label] for each in runs]
+        yield Record(f"{regime}: {row}", label, statistics.fmean(values))
+        if len(values) > 1:
+            error = statistics.stdev(values) / math.sqrt(len(values))
+            yield Record(f"{regime}: {row}", f"{label} standard error", error)
+
+
+def _folder(options: argparse.Namespace, regime: str, row: str, seed: int) -> Path:
+    slug = "".join(letter if letter.isalnum() else "-" for letter in row.lower())
+    return Path(options.runs) / ("quick" if options.quick else "full") / f"{regime}-{slug}-{seed}"
+
+
+def _kept(name: str, cases: Sequence[tuple[str, str]]) -> list[Record]:
+    """The saved records of other cases."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return []
+    again = {f"{regime}: {row}" for regime, row in cases}
+    records = json.loads(path.read_text(encoding="utf-8"))["records"]
+    return [Record(each["case"], each["metric"], each["ours"]) for each in records if each["case"] not in again]
