@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from troth.data.draws import Int64Array, hash64
+from troth.data.draws import Int64Array, UInt64Array, hash64
 from troth.data.ledger import Ledger, LedgerEntry, SampleError
 from troth.data.noise import CaptionAssignment, CaptionChoice, caption_owner
 from troth.data.plan import BatchPlan, chosen_captions, of_view, rank_rows
@@ -222,10 +222,11 @@ class _Steps(Dataset[LoadedBatch | UserError]):
         index, caption_of, mismatched = planned[self.rows], caption_of[self.rows], mismatched[self.rows]
         skipped: list[LedgerEntry] = []
         images: list[Tensor] = []
+        seeds = self._augmentation_seeds(step, index)
         with _generators_restored():
             for place in range(len(index)):
                 try:
-                    actual, image = self._read(step, place, int(index[place]), skipped)
+                    actual, image = self._read(step, place, int(index[place]), int(seeds[place]), skipped)
                 except UserError as error:
                     # A worker's exceptions reach the user as tracebacks; as a value this one stays a line.
                     return error
@@ -239,16 +240,20 @@ class _Steps(Dataset[LoadedBatch | UserError]):
         batch = Batch(torch.from_numpy(index), torch.stack(images), self.tokenize(texts))
         return LoadedBatch(batch, tuple(dict.fromkeys(skipped)), torch.from_numpy(mismatched))
 
-    def _read(self, step: int, place: int, sample: int, skipped: list[LedgerEntry]) -> tuple[int, Tensor]:
+    def _augmentation_seeds(self, step: int, index: Int64Array) -> UInt64Array:
+        return hash64(self.plan.seed, of_view("augment", self.view), self.plan.epoch(step), index)
+
+    def _read(self, step: int, place: int, sample: int, seed: int, skipped: list[LedgerEntry]) -> tuple[int, Tensor]:
         """The image of ``sample``, or of the first stand-in that can be read."""
         for attempt in range(1, min(self.plan.attempts(), _MOST_ATTEMPTS) + 1):
             try:
                 data = self.source.read_image(sample)
-                _seed_generators(self.plan.seed, self.plan.epoch(step), sample, self.view)
+                _seed_generators(seed)
                 return sample, self.image_transform(data)
             except SampleError as error:
                 skipped.append(error.entry(self.source.key(sample)))
             sample = self.plan.replacement(step, self.rows.start + place, attempt)
+            seed = int(self._augmentation_seeds(step, np.array([sample]))[0])
         raise UserError(
             f"{len(skipped)} samples in a row cannot be read",
             where=self.source.name,
@@ -278,13 +283,12 @@ def _generators_restored() -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _seed_generators(seed: int, epoch: int, sample: int, view: int) -> None:
-    """Seed the generators that anyone's augmentations may draw from."""
-    bits = int(hash64(seed, of_view("augment", view), epoch, np.array([sample], dtype=np.int64))[0])
+def _seed_generators(seed: int) -> None:
+    """Seed the generators that anyone's augmentations may draw from, by 64 bits."""
     # Not torch.manual_seed: that also queues work for every kind of accelerator, for each sample.
-    torch.default_generator.manual_seed(bits)
-    np.random.seed(bits & 0xFFFFFFFF)  # noqa: NPY002
-    random.seed(bits)
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
+    random.seed(seed)
 
 
 def checked_noise(noise: CaptionChoice | None, source: Source, plan: BatchPlan) -> CaptionChoice:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -80,10 +81,11 @@ class ImageTransform:
         Raises:
             SampleError: as :func:`troth.data.images.decode`.
         """
-        pixels = np.asarray(self.pixels(data), dtype=np.float32)
-        mean = np.asarray(self.mean, dtype=np.float32) * 255.0
-        std = np.asarray(self.std, dtype=np.float32) * 255.0
-        return torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)))
+        pixels = np.asarray(self.pixels(data))
+        normalized = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+        for channel, values in enumerate(_normalized_bytes(self.mean, self.std)):
+            np.take(values, pixels[:, :, channel], out=normalized[channel], mode="clip")
+        return torch.from_numpy(normalized)
 
     def pixels(self, data: bytes) -> Image.Image:
         """Decode, crop and resize: the RGB picture before it is normalised."""
@@ -126,6 +128,20 @@ class ImageTransform:
         return resized.crop((left, top, left + self.image_size, top + self.image_size))
 
 
+@lru_cache(maxsize=8)
+def _normalized_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """``(3, 256)`` what each byte of each channel becomes: a picture has far more bytes than there are values."""
+    centre, width = (np.asarray(value, dtype=np.float32)[:, None] * np.float32(255.0) for value in (mean, std))
+    table: np.ndarray = (np.arange(256, dtype=np.float32) - centre) / width
+    return table
+
+
+@lru_cache(maxsize=8)
+def _log_span(ratio: tuple[float, float]) -> tuple[float, float]:
+    low, high = torch.log(torch.tensor(ratio)).tolist()
+    return low, high
+
+
 def random_crop(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]) -> Crop:
     """torchvision's ``RandomResizedCrop.get_params``, on a size: same law, same draws from torch's generator.
 
@@ -135,10 +151,11 @@ def random_crop(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[
         ratio: range of its width / height.
     """
     full_width, full_height = size
-    log_ratio = torch.log(torch.tensor(ratio))
+    log_ratio = _log_span(ratio)
+    draw = torch.empty(1)
     for _ in range(10):
-        area = full_width * full_height * torch.empty(1).uniform_(scale[0], scale[1]).item()
-        aspect = torch.exp(torch.empty(1).uniform_(log_ratio[0].item(), log_ratio[1].item())).item()
+        area = full_width * full_height * draw.uniform_(*scale).item()
+        aspect = draw.uniform_(*log_ratio).exp_().item()
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= full_width and 0 < height <= full_height:
             top = int(torch.randint(0, full_height - height + 1, size=(1,)).item())
