@@ -15,6 +15,7 @@ from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
 from troth.encoders.hashing import hash_module, hash_tensors
 from troth.encoders.heads import Heads, HeadsEncoder
 from troth.encoders.locking import apply_towers
+from troth.encoders.multi_token import Multi
 from troth.encoders.open_clip_models import OpenClip, Small
 from troth.encoders.plain import Plain, PlainEncoder
 from troth.encoders.timm_models import Timm
@@ -36,6 +37,7 @@ __all__ = [
     "ImageTransform",
     "LoRA",
     "ModelConfig",
+    "Multi",
     "OpenClip",
     "OpenClipEncoder",
     "Plain",

@@ -26,6 +26,7 @@ class DualEncoder(nn.Module, ABC):
 
     Attributes:
         embed_dim: the dimension ``D`` of both towers' features.
+        num_tokens: class tokens of each tower, whose embeddings lie side by side in its features.
         image_size: the side of the square pictures the image tower takes, in pixels.
         pretrained_scale: the multiplier that came with pretrained weights, or None.
         pretrained_bias: the logit bias that came with pretrained weights, or None.
@@ -35,6 +36,7 @@ class DualEncoder(nn.Module, ABC):
     """
 
     embed_dim: int
+    num_tokens: int = 1
     image_size: int
     pretrained_scale: float | None = None
     pretrained_bias: float | None = None

@@ -46,10 +46,10 @@ def _trunk(encoder: DualEncoder, side: TowerSide) -> nn.Module:
     """Return the timm or Hugging Face module of a tower."""
     trunk = None
     if isinstance(encoder, OpenClipEncoder):
-        tower = encoder.clip.visual if side == "image" else getattr(encoder.clip, "text", None)
+        tower: Any = encoder.clip.visual if side == "image" else getattr(encoder.clip, "text", None)
         if side == "image":
             trunk = getattr(tower, "trunk", None)
-        elif tower is not None and type(tower).__name__ == "HFTextEncoder":
+        elif any(cls.__name__ == "HFTextEncoder" for cls in type(tower).__mro__):
             trunk = tower.transformer
     if not isinstance(trunk, nn.Module):
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from troth.encoders.multi_token import Multi, give_tokens
 from troth.encoders.names import closest, existing_file
 from troth.encoders.patches import PatchEmbedding
 from troth.encoders.towers import (
@@ -36,6 +37,7 @@ class OpenClip:
         pretrained: None for random weights, a tag of published weights, or a file of weights.
         image_size: side of the pictures in pixels; None for the architecture's own.
         context_length: tokens of a caption; None for the architecture's own.
+        multi: several class tokens in each tower; None for the architecture's one.
 
     ``build`` raises :class:`~troth.errors.UserError` for a name, tag or file that does not exist or does not fit.
     """
@@ -45,6 +47,7 @@ class OpenClip:
     pretrained: str | None = None
     image_size: Count | None = None
     context_length: Count | None = None
+    multi: Multi | None = None
 
     def build(self, seed: int = 0) -> OpenClipEncoder:
         """Build the towers, random weights drawn from ``seed``; the global random state is left as it was."""
@@ -63,6 +66,7 @@ class OpenClip:
                     require_pretrained=pretrained is not None or has_schema,
                     force_image_size=self.image_size,
                     force_context_length=self.context_length,
+                    force_custom_text=self.multi is not None,
                 )
             except Exception as error:  # whatever the readers of configurations, weights or the hub raise
                 what = f"pretrained {self.pretrained!r}" if self.pretrained else "model"
@@ -71,11 +75,13 @@ class OpenClip:
                     where="model.pretrained" if self.pretrained else "model.name",
                     remedy="the weights must be this architecture's, and published ones need the network once",
                 ) from error
+            trained = pretrained is not None or has_schema
+            multi = give_tokens(clip, self.multi, model_cfg, "everything" if trained else "nothing")
 
         def make_tokenizer() -> Any:
             return open_clip.get_tokenizer(self.name, context_length=self.context_length)
 
-        return OpenClipEncoder(clip, model_cfg, make_tokenizer, pretrained=pretrained is not None or has_schema)
+        return OpenClipEncoder(clip, model_cfg, make_tokenizer, pretrained=trained, multi=multi)
 
     def _model_cfg(self) -> dict[str, Any]:
         import open_clip
@@ -144,6 +150,7 @@ class Small:
         text_width: width of the text tower, a multiple of 64.
         text_layers: its layers.
         context_length: tokens of a caption, start and end included.
+        multi: several class tokens in each tower; None for one.
     """
 
     kind: Literal["small"] = "small"
@@ -155,6 +162,7 @@ class Small:
     text_width: Count = 192
     text_layers: Count = 4
     context_length: Annotated[int, Field(gt=2)] = 32
+    multi: Multi | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Small:
@@ -168,7 +176,7 @@ class Small:
     def build(self, seed: int = 0) -> OpenClipEncoder:
         """Build the towers, weights drawn from ``seed``; the global random state is left as it was."""
         model_cfg = {
-            "embed_dim": self.embed_dim,
+            "embed_dim": self.embed_dim if self.multi is None else self.multi.token_dim(self.embed_dim),
             "vision_cfg": {
                 "image_size": self.image_size,
                 "patch_size": self.patch_size,
@@ -185,6 +193,8 @@ class Small:
             },
         }
         with seeded(seed):
-            clip = assemble(model_cfg)
+            clip = assemble(model_cfg, text_apart=self.multi is not None)
             clip.visual.conv1 = PatchEmbedding(clip.visual.conv1)
-        return OpenClipEncoder(clip, model_cfg, simple_tokenizer(self.context_length), pretrained=False)
+            multi = give_tokens(clip, self.multi, model_cfg)
+        tokenizer = simple_tokenizer(self.context_length)
+        return OpenClipEncoder(clip, model_cfg, tokenizer, pretrained=False, multi=multi)

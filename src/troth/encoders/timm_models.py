@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from troth.encoders.multi_token import Multi, give_tokens
 from troth.encoders.names import closest, existing_file
 from troth.encoders.towers import VOCABULARY, OpenClipEncoder, assemble, first_line, seeded, simple_tokenizer
 from troth.errors import UserError
@@ -31,6 +32,7 @@ class Timm:
         context_length: tokens of a caption.
         pretrained: None for random weights, a timm tag (``a1_in1k``), or a file with the image tower's weights. The
             text tower always starts at random.
+        multi: several class tokens in each tower, for timm's vision transformers; None for one vector a picture.
     """
 
     kind: Literal["timm"] = "timm"
@@ -42,6 +44,7 @@ class Timm:
     text_heads: Count = 8
     context_length: Annotated[int, Field(gt=2)] = 77
     pretrained: str | None = None
+    multi: Multi | None = None
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Timm:
@@ -56,7 +59,7 @@ class Timm:
         with seeded(seed):
             model_cfg = self._model_cfg(_needs_own_classifier(self.name))
             try:
-                clip = assemble(model_cfg)
+                clip = assemble(model_cfg, text_apart=self.multi is not None)
             except (RuntimeError, AssertionError, TypeError, ValueError) as error:
                 raise UserError(
                     f"timm's {self.name} does not serve as an image tower: {first_line(error)}", where="model.name"
@@ -68,14 +71,16 @@ class Timm:
                 trunk.load_state_dict(fetch_timm_weights(self.name, self.pretrained), strict=False)
             if must_resize(trunk, self.name, self.image_size):
                 clip.visual.set_input_size(self.image_size)
+            multi = give_tokens(clip, self.multi, model_cfg, "nothing" if self.pretrained is None else "image trunk")
         if self.pretrained is not None:
             data = timm_data_config(trunk)
             clip.visual.preprocess_cfg.update(mean=tuple(data["mean"]), std=tuple(data["std"]))
-        return OpenClipEncoder(clip, model_cfg, simple_tokenizer(self.context_length), pretrained=False)
+        tokenizer = simple_tokenizer(self.context_length)
+        return OpenClipEncoder(clip, model_cfg, tokenizer, pretrained=False, multi=multi)
 
     def _model_cfg(self, own_classifier: bool) -> dict[str, Any]:
         return {
-            "embed_dim": self.embed_dim,
+            "embed_dim": self.embed_dim if self.multi is None else self.multi.token_dim(self.embed_dim),
             "vision_cfg": {
                 "timm_model_name": self.name,
                 "timm_model_pretrained": False,

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from troth.encoders.base import DualEncoder, ImageTransform, Tokenize
+from troth.encoders.multi_token import Multi
 from troth.errors import UserError
 
 #: Size of open_clip's byte-pair vocabulary.
@@ -63,10 +64,13 @@ class OpenClipEncoder(DualEncoder):
         model_cfg: the open_clip configuration that rebuilds ``clip``; exported with the weights.
         make_tokenizer: makes the tokeniser when it is first needed (some have to be fetched).
         pretrained: whether the weights, and with them the scale and the bias, come from training.
+        multi: the class tokens that the towers of ``clip`` were given, if any; ``embed_dim`` of ``model_cfg`` is then
+            that of one of them.
 
     Attributes:
         clip: the open_clip model; its ``logit_scale`` and ``logit_bias`` are None here.
         model_cfg: as above.
+        multi: as above.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class OpenClipEncoder(DualEncoder):
         make_tokenizer: Callable[[], Any],
         *,
         pretrained: bool,
+        multi: Multi | None = None,
     ) -> None:
         super().__init__()
         if pretrained:
@@ -92,6 +97,11 @@ class OpenClipEncoder(DualEncoder):
         self._make_tokenizer = make_tokenizer
         self.embed_dim = int(model_cfg["embed_dim"])
         self.architecture = json.dumps(model_cfg, sort_keys=True, default=str)
+        self.multi = multi
+        if multi is not None:
+            self.num_tokens = multi.num_tokens
+            self.embed_dim *= multi.num_tokens
+            self.architecture += f" {multi!r}"
         size = self.preprocess_cfg["size"]
         self.image_size = int(size) if isinstance(size, int) else max(int(side) for side in size)
         self.preprocessing = "open_clip " + json.dumps(self.preprocess_cfg, sort_keys=True)
@@ -159,20 +169,21 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= 200 else f"{line[:197]}..."
 
 
-def assemble(model_cfg: dict[str, Any]) -> Any:
+def assemble(model_cfg: dict[str, Any], *, text_apart: bool = False) -> Any:
     """Build a bare open_clip model from a configuration of its own (one that open_clip has no name for).
 
     Args:
         model_cfg: ``embed_dim``, ``vision_cfg``, ``text_cfg``.
+        text_apart: whether the text tower is to be a module of its own.
 
     Returns:
-        An ``open_clip.CLIP`` with OpenAI's image preprocessing.
+        An ``open_clip.CLIP``, or a ``CustomTextCLIP`` with a text tower apart, with OpenAI's image preprocessing.
     """
     import open_clip
     from open_clip.transform import PreprocessCfg
 
     with quiet_open_clip():
-        clip = open_clip.CLIP(**model_cfg)
+        clip = (open_clip.CustomTextCLIP if text_apart else open_clip.CLIP)(**model_cfg)
     open_clip.set_model_preprocess_cfg(clip, asdict(PreprocessCfg(size=model_cfg["vision_cfg"]["image_size"])))
     return clip
 
