@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from troth.encoders.base import ImageTransform, Tokenize
 from troth.encoders.features import FeatureEncoder
+from troth.encoders.multi_token import Multi
 from troth.encoders.towers import seeded
 from troth.errors import UserError
 from troth.types import STRICT
@@ -72,6 +74,43 @@ class ResidualHead(nn.Sequential):
         )
 
 
+class MultiTokenHead(ResidualHead):
+    """A residual head with several class tokens: an analogue, on one vector, of a tower's.
+
+    .. code-block:: text
+
+        z_k = norm(block(... block(widen(x) + e_k)))         e_k ~ N(0, 1), learned
+        features = (W z_1, ..., W z_m)
+
+    There are no patches to attend to: every token starts from the same frozen vector, shifted by an embedding of its
+    own, and goes through the same blocks and the same projection.
+
+    Args:
+        feature_dim: dimension of the frozen features.
+        hidden_dim: width of the blocks.
+        depth: how many blocks.
+        dropout: see :class:`ResidualBlock`.
+        sub_dim: dimensions of a token's embedding.
+        num_tokens: how many tokens.
+    """
+
+    def __init__(
+        self, feature_dim: int, hidden_dim: int, depth: int, dropout: float, sub_dim: int, num_tokens: int
+    ) -> None:
+        super().__init__(feature_dim, hidden_dim, depth, dropout, sub_dim)
+        # As large as what they shift: a tower's smaller ones are told apart by attention, which is not here.
+        self.class_embedding = nn.Parameter(torch.randn(num_tokens, hidden_dim))
+
+    def forward(self, input: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        """Return the projected tokens side by side: ``D = m n``."""
+        norm, widen, *shared = self
+        tokens = widen(norm(input)).unsqueeze(1) + self.class_embedding
+        for layer in shared:
+            tokens = layer(tokens)
+        projected: Tensor = tokens.flatten(1)
+        return projected
+
+
 class HeadsEncoder(FeatureEncoder):
     """Two residual heads. Its "images" are ``(B, image_feature_dim)`` features, its "texts" likewise.
 
@@ -87,16 +126,16 @@ class HeadsEncoder(FeatureEncoder):
     def __init__(self, config: Heads, image_feature_dim: int, text_feature_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.embed_dim = config.embed_dim
+        self.embed_dim = config.output_dim
+        self.num_tokens = 1 if config.multi is None else config.multi.num_tokens
         self.architecture = repr(config)
         self.image_size = config.image_size
         self.image_feature_dim = image_feature_dim
         self.text_feature_dim = text_feature_dim
         self.preprocessing = f"features of {config.image_encoder} at {config.image_size} px"
         self.tokenization = f"features of {config.text_encoder}"
-        shape = (config.hidden_dim, config.depth, config.dropout, config.embed_dim)
-        self.image_head = ResidualHead(image_feature_dim, *shape)
-        self.text_head = ResidualHead(text_feature_dim, *shape)
+        self.image_head = config.build_head(image_feature_dim)
+        self.text_head = config.build_head(text_feature_dim)
 
     def encode_image(self, image: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
         """Return raw embeddings of frozen image features."""
@@ -141,6 +180,7 @@ class Heads:
         image_feature_dim: dimension of the image features; None for the named encoder's, or for that of the vectors if
             the source carries vectors, which need no frozen encoder.
         text_feature_dim: dimension of the text features; None likewise.
+        multi: several class tokens in each head (:class:`MultiTokenHead`); None: one.
     """
 
     kind: Literal["heads"] = "heads"
@@ -155,6 +195,27 @@ class Heads:
     precision: Literal["float32", "bfloat16"] = "float32"
     image_feature_dim: Count | None = None
     text_feature_dim: Count | None = None
+    multi: Multi | None = None
+
+    @model_validator(mode="after")
+    def _tokens_fit(self) -> Heads:
+        if self.multi is not None and self.multi.text_attention != "auto":
+            raise ValueError("multi.text_attention: heads have no words to attend to, leave it out")
+        return self
+
+    @property
+    def output_dim(self) -> int:
+        """Dimension of the embeddings, of all tokens together."""
+        if self.multi is None:
+            return self.embed_dim
+        return self.multi.num_tokens * self.multi.token_dim(self.embed_dim)
+
+    def build_head(self, feature_dim: int) -> ResidualHead:
+        """Build the head of one modality."""
+        shape = (feature_dim, self.hidden_dim, self.depth, self.dropout)
+        if self.multi is None:
+            return ResidualHead(*shape, self.embed_dim)
+        return MultiTokenHead(*shape, self.multi.token_dim(self.embed_dim), self.multi.num_tokens)
 
     def build(self, seed: int = 0) -> HeadsEncoder:
         """Build the heads, weights drawn from ``seed``; needs neither the frozen encoders' weights nor extras."""

@@ -68,8 +68,8 @@ def _place_of(encoder: DualEncoder, side: TowerSide, names: Sequence[str]) -> Ca
 
 def _place_in_head(head: ResidualHead, name: str) -> _Place:
     # Layer norm and linear map, the blocks, layer norm, linear map.
-    number, last = int(name.split(".")[1]), len(head) - 1
-    depth = last - 3
+    part, last = name.split(".")[1], len(head) - 1
+    number, depth = int(part) if part.isdigit() else 0, last - 3  # a class embedding goes with the first map
     return (depth + 1 if number == last else min(max(number - 1, 0), depth), 0)
 
 
