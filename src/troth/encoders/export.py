@@ -41,7 +41,8 @@ def export_open_clip(model: ContrastiveModel, folder: str | Path) -> Path:
 
     Raises:
         UserError: heads on frozen features, plain encoders or another geometry, which open_clip has no form for; a
-            folder with other things in it; a tower that open_clip cannot rebuild from its configuration.
+            folder with other things in it; towers with several class tokens; a tower that open_clip cannot rebuild from
+            its configuration.
     """
     encoder = _exportable(model)
     folder = Path(folder)
@@ -92,6 +93,12 @@ def _exportable(model: ContrastiveModel) -> OpenClipEncoder:
             remedy="use it through the run's own checkpoint and `troth embed`",
         )
     assert isinstance(model.encoder, OpenClipEncoder), type(model.encoder)
+    if model.encoder.multi is not None:
+        raise UserError(
+            "towers with several class tokens cannot be an open_clip model: open_clip has no form for them",
+            where="model.multi",
+            remedy="use the model through the run's own checkpoint and `troth embed`",
+        )
     return model.encoder
 
 

@@ -35,7 +35,7 @@ from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, apply_tower
 from troth.errors import UserError
 from troth.geometry import FILIP
 from troth.recipe import Recipe
-from troth.run.checks import at, check, check_weights
+from troth.run.checks import at, check, check_tokens, check_weights
 from troth.run.vectors import check_alike, fitted
 from troth.train import Episodes, TaughtData, TaughtRun, TaughtStream, Teacher, UnpairedConfig
 from troth.train.hardware import resolve_device
@@ -268,6 +268,7 @@ def build_model(recipe: Recipe) -> ContrastiveModel:
         encoder = recipe.model.build(recipe.seed)
     # Whether the towers' width fits the geometry shows when a point is made: of nothing, here, not in the first step.
     with at("geometry"):
+        check_tokens(recipe.geometry, encoder)
         recipe.geometry.project(torch.zeros(1, encoder.embed_dim))
         if isinstance(recipe.geometry, FILIP) and recipe.geometry.sub_dim == encoder.embed_dim:
             raise UserError(

@@ -9,8 +9,9 @@ from dataclasses import fields
 
 from troth.data import Augmentation
 from troth.embed.pictures import picture_transform
-from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, Plain
+from troth.encoders import ContrastiveModel, DualEncoder, Heads, OpenClipEncoder, Plain
 from troth.errors import UserError
+from troth.geometry import Geometry, Oblique
 from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
 from troth.state import State
@@ -33,6 +34,18 @@ def at(place: str) -> Iterator[None]:
             raise
         where = f"{place}.{inner}" if inner.replace("_", "").replace(".", "").isalnum() else f"{place}: {inner}"
         raise UserError(error.message, where=where if inner else place, remedy=error.remedy) from None
+
+
+def check_tokens(geometry: Geometry, encoder: DualEncoder) -> None:
+    """Raise a UserError unless each of several class tokens is one sphere of an oblique manifold."""
+    tokens, dims = encoder.num_tokens, encoder.embed_dim // encoder.num_tokens
+    if isinstance(geometry, Oblique) and tokens > 1 and (geometry.num_spheres, geometry.sub_dim) != (tokens, dims):
+        raise UserError(
+            f"the towers give {tokens} class tokens of {dims} dimensions, and the spheres are {geometry.num_spheres} of"
+            f" {geometry.sub_dim}: a sphere is a token",
+            where="num_spheres",
+            remedy=f"set geometry.num_spheres = {tokens} and geometry.sub_dim = {dims}",
+        )
 
 
 def check(recipe: Recipe, model: ContrastiveModel) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from troth.encoders import ContrastiveModel
 from troth.encoders.lora import ADAPTED, ADAPTER
+from troth.encoders.multi_token.single import SingleToken
 from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run.opened import find_checkpoint, weights_name
@@ -42,6 +43,7 @@ def start(recipe: Recipe, model: ContrastiveModel) -> Recipe:
     """Put the weights that ``recipe`` starts from, if any, into its freshly built ``model``.
 
     The learned scale and bias come along, unless the recipe gives their first values itself. New adapters keep theirs.
+    The weights of towers with one class token begin as token 0 of towers with several, which draw the rest.
 
     Returns:
         The recipe, with the step of the weights written down: another best one later must not change what it says.
@@ -76,22 +78,23 @@ def _find(text: str) -> Beginning:
 
 @torch.no_grad()
 def _put(found: Beginning, recipe: Recipe, model: ContrastiveModel) -> None:
-    own = model.state_dict()
+    own, single = model.state_dict(), SingleToken(model.encoder)
     with safe_open(found.file, framework="pt") as file:
         shapes = {
             name.removeprefix(found.prefix): tuple(file.get_slice(name).get_shape())
             for name in file.keys()  # noqa: SIM118
             if name != "n_averaged"
         }
-        wanted = _wanted(list(own), set(shapes), recipe)
-        _check(wanted, own, shapes, found)
+        wanted = _wanted(own, set(shapes), recipe, single)
+        _check(wanted, own, shapes, found, single)
+        _check_attention(recipe, plain=single.is_plain(shapes))
         for name, source in wanted.items():
             if source in shapes:
-                own[name].copy_(file.get_tensor(found.prefix + source))
+                single.put(name, own[name], file.get_tensor(found.prefix + source))
     model.clamp_scale()
 
 
-def _wanted(own: list[str], theirs: set[str], recipe: Recipe) -> dict[str, str]:
+def _wanted(own: dict[str, Tensor], theirs: set[str], recipe: Recipe, single: SingleToken) -> dict[str, str]:
     """Return the names of what is taken, and what each is called where it comes from."""
     adapted = any(ADAPTER in name for name in theirs)
     kept = {name for name in own if ADAPTER in name and not adapted}
@@ -101,11 +104,31 @@ def _wanted(own: list[str], theirs: set[str], recipe: Recipe) -> dict[str, str]:
         kept.add("bias")
     if not any(name.startswith(_HEADS) for name in theirs):  # nor did it learn prototypes
         kept.update(name for name in own if name.startswith(_HEADS))
-    return {name: name if adapted else name.replace(ADAPTED, "") for name in own if name not in kept}
+    sources = single.names(own, theirs)
+    # What belongs to added class tokens alone is drawn where the run had one.
+    kept.update(name for name, values in own.items() if sources[name] not in theirs and single.is_added(name, values))
+    if not adapted:
+        sources = {name: source.replace(ADAPTED, "") for name, source in sources.items()}
+    return {name: source for name, source in sources.items() if name not in kept}
+
+
+def _check_attention(recipe: Recipe, *, plain: bool) -> None:
+    """Raise a UserError if nobody said how a text tower that was causal is to attend with several class tokens."""
+    multi = getattr(recipe.model, "multi", None)
+    if plain and multi is not None and multi.text_attention == "auto":
+        raise UserError(
+            "the weights are of a causal text tower with one class token",
+            where="model.multi.text_attention",
+            remedy='say "causal", so that token 0 keeps its function, or "bidirectional", so that it learns anew',
+        )
 
 
 def _check(
-    wanted: dict[str, str], own: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], found: Beginning
+    wanted: dict[str, str],
+    own: dict[str, Tensor],
+    shapes: dict[str, tuple[int, ...]],
+    found: Beginning,
+    single: SingleToken,
 ) -> None:
     """Raise a UserError that names the first parameter that does not fit."""
     if any(ADAPTER in name for name in shapes) and not any(ADAPTER in name for name in own):
@@ -114,7 +137,7 @@ def _check(
             where=_WHERE,
             remedy='export it, and set model = { kind = "open_clip", name = "local-dir:..." }',
         )
-    mismatch = _mismatch(wanted, own, shapes, found)
+    mismatch = _mismatch(wanted, own, shapes, found, single)
     if mismatch is not None:
         raise UserError(
             f"the weights do not fit: {mismatch}", where=_WHERE, remedy="use the model section of that run's recipe"
@@ -122,14 +145,18 @@ def _check(
 
 
 def _mismatch(
-    wanted: dict[str, str], own: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], found: Beginning
+    wanted: dict[str, str],
+    own: dict[str, Tensor],
+    shapes: dict[str, tuple[int, ...]],
+    found: Beginning,
+    single: SingleToken,
 ) -> str | None:
     saved = {own[name].data_ptr() for name, source in wanted.items() if source in shapes}
     for name, source in wanted.items():
         if source not in shapes:
             if own[name].data_ptr() not in saved:  # tied weights are saved once
                 return f"{found.folder} has no {source}"
-        elif shapes[source] != tuple(own[name].shape):
+        elif shapes[source] not in single.shapes(name, own[name]):
             return f"{source} is {list(shapes[source])} in {found.folder} and {list(own[name].shape)} here"
     unused = {name for name in shapes if name.startswith(_HEADS)} | {"bias", "log_scale"}
     more = sorted(shapes.keys() - set(wanted.values()) - unused)
