@@ -20,6 +20,7 @@ Ways through the matrix:
 * :mod:`~troth.similarity.prototypes` scores samples over the centroids of a clustering, some rows at a time;
 * :meth:`Pairs.row_losses` hands *complete rows* to any function of the objective's and recomputes them in the
   backward pass;
+* :func:`different_pairs` hands out the similarities of what does not belong together;
 * :func:`detect` finds which images and captions belong together where no pairs are given.
 """
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 from troth.similarity.block import TILE, Block
 from troth.similarity.detection import Edges, Matching, detect, edge_sums, has_edge
+from troth.similarity.distribution import different_pairs
 from troth.similarity.logsumexp import LogWeights
 from troth.similarity.matches import DenseMatches, GroupMatches, ListedMatches, Matches
 from troth.similarity.pairs import Pairs, TwoWay
@@ -54,6 +56,7 @@ __all__ = [
     "TwoWay",
     "best_rank",
     "detect",
+    "different_pairs",
     "edge_sums",
     "has_edge",
     "prototype_cross_entropy",
