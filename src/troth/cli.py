@@ -110,6 +110,22 @@ def audit(
 
 
 @app.command()
+def diagnose(
+    folder: RunFolder,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="RUN/diagnostics by default.")] = None,
+    which: Which = "best",
+    settings: Settings = None,
+    weights: Weights = None,
+    pairs: Annotated[int, typer.Option(help="How many pairs of each data set to measure, at most.")] = 2000,
+) -> None:
+    """Measure how a run's points lie and how its scale got there; print it, save it, and draw an HTML page of it."""
+    from troth import report, run
+
+    saved = run.diagnose(folder, which, settings or (), weights, out, pairs=pairs)
+    report.show_diagnostics(saved)
+
+
+@app.command()
 def export(
     folder: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, for open_clip's local-dir: names.")],

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from tests.data.planted import caption_source, jpeg, table_source
 from troth.data import IndexedSource, PartSource, SourceConfig, TableSource
-from troth.data.part import key_fractions, part_of
+from troth.data.part import key_fractions, part_of, rows_of, sample_rows
 from troth.errors import UserError
 
 
@@ -82,3 +82,16 @@ def test_an_empty_part_and_a_missing_whole_are_said(table: TableSource) -> None:
         PartSource(source=TableSource(path="no.csv")).open()
     with pytest.raises(ValueError, match=r"start \(0.5\) must be below stop \(0.5\)"):
         PartSource(source=table, start=0.5, stop=0.5)
+
+
+def test_a_sample_of_a_source_grows_with_its_count_and_keeps_the_samples(table: TableSource) -> None:
+    whole = table.open()
+    small, large = sample_rows(whole, 10, 0), sample_rows(whole, 20, 0)
+    assert len(small) == 10
+    assert set(small.tolist()) < set(large.tolist())
+    assert np.array_equal(small, np.sort(small))
+    assert sample_rows(whole, 10, 1).tolist() != small.tolist()
+    assert sample_rows(whole, 99, 0).tolist() == list(range(60))
+    part = rows_of(whole, small, "ten")
+    assert keys(part) == [whole.key(row) for row in small.tolist()]
+    assert part.read_image(3) == whole.read_image(int(small[3]))

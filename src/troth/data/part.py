@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
+from troth.data.draws import Int64Array
 from troth.data.source import IndexedSource
 from troth.data.vectors import VectorSource
 from troth.errors import UserError
@@ -46,10 +47,22 @@ def part_of(source: IndexedSource | VectorSource, start: float, stop: float, see
             where="stop",
             remedy="make the part larger",
         )
-    name = f"{source.name}, {start:g} to {stop:g}"
+    return rows_of(source, np.flatnonzero(chosen), f"{source.name}, {start:g} to {stop:g}")
+
+
+def sample_rows(source: IndexedSource | VectorSource, count: int, seed: int) -> Int64Array:
+    """Return the ids, ascending, of at most ``count`` samples: those of the smallest :func:`key_fractions`.
+
+    A function of the seed and the samples' keys. A larger count adds samples to those of a smaller one.
+    """
+    return np.sort(np.argsort(key_fractions(source, seed), kind="stable")[:count]).astype(np.int64)
+
+
+def rows_of(source: IndexedSource | VectorSource, rows: Int64Array, name: str) -> IndexedSource | VectorSource:
+    """Return a source called ``name`` of some samples, in the order of ``rows``; sample ids are counted anew."""
     if isinstance(source, VectorSource):
-        return source.of_rows(name, np.flatnonzero(chosen))
-    return IndexedSource(name, source.index.filter(pa.array(chosen)).combine_chunks(), source.reader, source.ledger)
+        return source.of_rows(name, rows)
+    return IndexedSource(name, source.index.take(pa.array(rows)).combine_chunks(), source.reader, source.ledger)
 
 
 def _keys(source: IndexedSource | VectorSource) -> list[str]:

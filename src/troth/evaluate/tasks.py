@@ -61,13 +61,17 @@ class ZeroShotTask:
         source = opened(self.source, "source")
         required_class_name(source, 0, self.class_field)
 
-    def run(self, embedder: Embedder) -> TaskResult:
-        """Score the embedder's model."""
+    def points(self, embedder: Embedder) -> tuple[Float[Tensor, "Q D"], Int64[Tensor, " Q"], Float[Tensor, "C *T D"]]:
+        """Return the pictures' points, their classes' numbers, and the classes' points, as :meth:`run` scores them."""
         source = opened(self.source, "source")
         index, images = embedder.images(source)
         labels = concept_labels([required_class_name(source, i, self.class_field) for i in index.tolist()])
-        classes = _class_points(embedder, labels.class_names, self.templates)
-        return zero_shot(images, labels.labels, classes, embedder.geometry, self.topk, task=self.name)
+        return images, labels.labels, _class_points(embedder, labels.class_names, self.templates)
+
+    def run(self, embedder: Embedder) -> TaskResult:
+        """Score the embedder's model."""
+        images, labels, classes = self.points(embedder)
+        return zero_shot(images, labels, classes, embedder.geometry, self.topk, task=self.name)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -16,6 +16,7 @@ from troth.report.data import (
     RetrievedItem,
     SuspiciousPair,
 )
+from troth.report.diagnostics_page import print_diagnostics, render_diagnostics, show_diagnostics
 from troth.report.html import render_report
 from troth.report.terminal import render_table
 
@@ -32,8 +33,11 @@ __all__ = [
     "RetrievedItem",
     "SuspiciousPair",
     "histogram_of",
+    "print_diagnostics",
+    "render_diagnostics",
     "render_report",
     "render_table",
+    "show_diagnostics",
     "task_differences",
     "task_estimates",
 ]

@@ -28,26 +28,28 @@ Float64 = npt.NDArray[np.float64]
 NUM_SERIES = 6
 _DASHES = ("-", "--", ":")
 
-_INK, _GRID, _RIGHT, _WRONG = "#010101", "#020202", "#030303", "#040404"
-_SERIES = tuple(f"#1000{number:02x}" for number in range(NUM_SERIES))
+#: Placeholders of the page's colours.
+INK, GRID, RIGHT, WRONG = "#010101", "#020202", "#030303", "#040404"
+SERIES = tuple(f"#1000{number:02x}" for number in range(NUM_SERIES))
 _VARIABLES = {
-    _INK: "var(--muted)",
-    _GRID: "var(--line)",
-    _RIGHT: "var(--right)",
-    _WRONG: "var(--wrong)",
-    **{color: f"var(--series-{number})" for number, color in enumerate(_SERIES)},
+    INK: "var(--muted)",
+    GRID: "var(--line)",
+    RIGHT: "var(--right)",
+    WRONG: "var(--wrong)",
+    **{color: f"var(--series-{number})" for number, color in enumerate(SERIES)},
 }
 
 #: Longer curves are thinned to this many points: no screen shows more, and the page stays small.
 _RAW_POINTS, _SMOOTH_POINTS = 500, 200
 
-_STYLE: Any = {
+#: What every drawing is made under.
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9.5,
     "font.family": "DejaVu Sans",
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
     "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -55,10 +57,10 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "lines.linewidth": 1.8,
@@ -90,8 +92,8 @@ def curves(
     Returns:
         an ``<svg>`` element, or an empty string if no method has a point.
     """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes()
+    with mpl.rc_context(STYLE):
+        figure, axes = new_axes()
         drawn = 0
         for number, method in enumerate(methods):
             curve: Curve = getattr(method, kind)
@@ -99,11 +101,11 @@ def curves(
             if not step.size:
                 continue
             drawn += 1
-            color, dash = _SERIES[number % NUM_SERIES], _DASHES[number // NUM_SERIES % len(_DASHES)]
+            color, dash = SERIES[number % NUM_SERIES], _DASHES[number // NUM_SERIES % len(_DASHES)]
             smooth = _running_mean(value) if smoothed else value
             if smooth is not value:
-                axes.plot(*_thin(step, value, _RAW_POINTS), color=color, linewidth=0.7, alpha=0.3)
-            step, smooth = _thin(step, smooth, _SMOOTH_POINTS)
+                axes.plot(*thin(step, value, _RAW_POINTS), color=color, linewidth=0.7, alpha=0.3)
+            step, smooth = thin(step, smooth, _SMOOTH_POINTS)
             axes.plot(step, smooth, color=color, linestyle=dash)
         if not drawn:
             return ""
@@ -113,7 +115,7 @@ def curves(
         if from_zero:
             axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
-        return _svg(figure, name, description)
+        return to_svg(figure, name, description)
 
 
 def histogram(data: Histogram, *, limits: tuple[float, float], tallest: float, name: str, description: str) -> str:
@@ -132,9 +134,9 @@ def histogram(data: Histogram, *, limits: tuple[float, float], tallest: float, n
     if not data.edges:
         return ""
     edges = np.asarray(data.edges, dtype=float)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes()
-        for counts, color, dash in ((data.right, _RIGHT, "-"), (data.wrong, _WRONG, "--")):
+    with mpl.rc_context(STYLE):
+        figure, axes = new_axes()
+        for counts, color, dash in ((data.right, RIGHT, "-"), (data.wrong, WRONG, "--")):
             values = np.asarray(counts, dtype=float)
             filled = np.flatnonzero(values)
             if not filled.size:
@@ -151,7 +153,7 @@ def histogram(data: Histogram, *, limits: tuple[float, float], tallest: float, n
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         if tallest >= 10_000:
             axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        return _svg(figure, name, description)
+        return to_svg(figure, name, description)
 
 
 def shared_limits(histograms: Sequence[Histogram]) -> tuple[tuple[float, float], float]:
@@ -163,13 +165,14 @@ def shared_limits(histograms: Sequence[Histogram]) -> tuple[tuple[float, float],
     return (low, high), max(max((*data.right, *data.wrong, 1.0)) for data in filled)
 
 
-def _axes() -> tuple[Figure, Any]:
+def new_axes() -> tuple[Figure, Any]:
+    """Return a figure of the page's size, and its axes; call it under :data:`STYLE`."""
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
 
 
-def _thin(step: Float64, value: Float64, most: int) -> tuple[Float64, Float64]:
+def thin(step: Float64, value: Float64, most: int) -> tuple[Float64, Float64]:
     """Keep about ``most`` evenly spaced points, the first and the last among them."""
     if step.size <= most:
         return step, value
@@ -189,7 +192,14 @@ def _running_mean(value: Float64) -> Float64:
     return mean
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """Return the figure as an ``<svg>`` element in the page's colours and typeface.
+
+    Args:
+        figure: drawn in the placeholders above.
+        name: unique on the page; prefixes every id of the drawing.
+        description: what a reader who cannot see it is told.
+    """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

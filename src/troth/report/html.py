@@ -34,7 +34,7 @@ def render_report(run_data: ReportData | Path, out: Path) -> Path:
     folder = page.with_name(f"{page.stem}_files")
     thumbnails = write_thumbnails(data.images, folder)
     text = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             data=data,
@@ -54,7 +54,8 @@ def render_report(run_data: ReportData | Path, out: Path) -> Path:
     return page
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return what renders the package's templates; everything is escaped but what is marked up already."""
     return jinja2.Environment(
         loader=PackageLoader("troth.report"),
         autoescape=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from troth.run.arguments import data_argument
 from troth.run.build import Built, build
+from troth.run.diagnose import diagnose
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import audit, check_data, embed, evaluate, export, run_tasks
 from troth.run.start import start
@@ -16,6 +17,7 @@ __all__ = [
     "build",
     "check_data",
     "data_argument",
+    "diagnose",
     "embed",
     "evaluate",
     "export",
