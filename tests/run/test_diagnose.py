@@ -23,7 +23,7 @@ from troth.train import read_log
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "yellow": (230, 220, 40)}
 TOWERS = (
-    'model={kind="small", image_size=32, patch_size=16, embed_dim=16, vision_width=64, vision_layers=1, text_width=64, '
+    'model={kind="small", image_size=32, patch_size=16, embed_dim=16, vision_width=64, vision_layers=1, text_width=32, '
     "text_layers=1, context_length=8}"
 )
 
@@ -60,7 +60,7 @@ def settings(pictures: Path) -> list[str]:
         f'{{kind="zero-shot", name="colour", source={source(pictures / "other")}, class_field="category", topk=[1]}}, '
         f'{{kind="retrieval", name="again", source={source(pictures / "other")}, k=[1]}}, '
         f'{{kind="retrieval", name="trained", source={source(pictures / "train")}, k=[1]}}]',
-        "train={epochs=3, batch_size=8, precision='float32', device='cpu', log_every=1, tensorboard=false}",
+        "train={epochs=2, batch_size=8, precision='float32', device='cpu', log_every=1, tensorboard=false}",
     ]
 
 
@@ -134,8 +134,8 @@ def test_the_scale_is_that_of_the_log(run: Path, measured: Diagnostics) -> None:
     records = read_log(run, "train")
     assert measured.scale.step == tuple(record["step"] for record in records)
     assert measured.scale.scale == pytest.approx([record["scale"] for record in records])
-    assert measured.scale.steps_per_epoch == len(records) / 3
-    assert measured.scale.converged == converge_step(measured.scale.step, measured.scale.scale, len(records) / 3)
+    assert measured.scale.steps_per_epoch == len(records) / 2
+    assert measured.scale.converged == converge_step(measured.scale.step, measured.scale.scale, len(records) / 2)
 
 
 def test_measuring_again_gives_the_same(run: Path, measured: Diagnostics, tmp_path: Path) -> None:

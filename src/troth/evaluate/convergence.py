@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from troth.errors import UserError
 
+#: Smaller logarithms of the scale, within 10% of 1, are taken for this one when a change is divided by them.
+_NEAR_ONE = 0.1
+
 
 def converge_step(
     steps: npt.ArrayLike,
@@ -23,8 +26,8 @@ def converge_step(
     .. code-block:: text
 
         t(s)      = log scale(s)
-        change(s) = max over logged r in [s, e] of |t(r) - t(s)| / max(|t(s)|, 1)
-                    where e is the first logged step >= s + steps_per_epoch
+        change(s) = max |t(r) - t(s)| / max(max |t(r)|, 0.1)       over logged steps r from s to e,
+                    e the first of them >= s + steps_per_epoch
         step      = min { s : change(s) < tolerance }
 
     The source says in words no more than "the number of steps for temperature starts to converge (changes less than 2%
@@ -32,8 +35,9 @@ def converge_step(
 
     * Everything logged within the epoch counts, not its two ends alone: a scale that falls and rises again has not
       converged. The window is never shorter than an epoch, however rarely the log was written.
-    * Relative to a logarithm near 0, a scale near 1, every change is large. There the change of the logarithm itself is
-      taken, which is the relative change of the *scale*: below ``|t| = 1`` (a scale of e) 0.02 means 2% of the scale.
+    * The change is relative to the largest logarithm of the window, so that a scale that leaves 1, whose logarithm is
+      0, has changed by 100% and not by infinitely much. Within 10% of a scale of 1 the logarithm is next to nothing; it
+      is taken for 0.1 there, so that 2% of it are 0.2% of the scale.
     * The first such step, as "starts to converge" has it, though the scale may move again: the paper's own figure 4
       shows it rising slowly afterwards. A scale that hardly moves in a long warm-up, or turns around in a flat bend,
       counts. ``lasting=True`` is the stricter reading: the first step from which *no* later whole epoch
@@ -81,6 +85,6 @@ def _changes(
     whole = int((ends < len(step)).sum())
     changes: npt.NDArray[Any] = np.empty(whole)
     for first, end in enumerate(ends[:whole]):
-        moved = np.abs(level[first : end + 1] - level[first]).max()
-        changes[first] = moved / max(abs(level[first]), 1.0)
+        window = level[first : end + 1]
+        changes[first] = np.abs(window - level[first]).max() / max(np.abs(window).max(), _NEAR_ONE)
     return changes

@@ -119,7 +119,8 @@ def print_diagnostics(diagnostics: Diagnostics, console: Console) -> None:
         table.add_row(f"  {row.label}", *(f"{value} ± {error}" if error else value for value, error in row.cells))
     console.print(table)
     if diagnostics.subsets:
-        table = Table(title="Top-1 with some of the spheres, %, mean ± sd over draws", title_justify="left")
+        console.print("Top-1 with some of the spheres, %, mean ± sd over draws", highlight=False)
+        table = Table()
         table.add_column("spheres", justify="right")
         for subsets in diagnostics.subsets:
             table.add_column(escape(subsets.task), justify="right")
