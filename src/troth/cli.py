@@ -126,6 +126,30 @@ def diagnose(
 
 
 @app.command()
+def explain(
+    folder: RunFolder,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture's file.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What it might show.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="Where the overlay goes.")] = Path("explanation.png"),
+    spheres: Annotated[
+        str, typer.Option(help="Pairs of spheres to explain one by one: all, or numbers such as 0,3.")
+    ] = "",
+    arrays: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Also write maps and weights as arrays.")
+    ] = None,
+    which: Which = "best",
+    settings: Settings = None,
+    weights: Weights = None,
+) -> None:
+    """Show where in a picture and on which words their similarity rests (Grad-CAM)."""
+    from troth import run
+
+    run.explain(
+        folder, image, text, out, which, spheres=spheres, arrays=arrays, settings=settings or (), weights=weights
+    )
+
+
+@app.command()
 def export(
     folder: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, for open_clip's local-dir: names.")],

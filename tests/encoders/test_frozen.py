@@ -142,7 +142,7 @@ def test_a_plain_transformers_folder_serves(tmp_path, minilm):
         )
         module = transformers.BertModel(config)
     module.save_pretrained(tmp_path)
-    minilm._pipeline.tokenizer.save_pretrained(tmp_path)
+    minilm.pipeline.tokenizer.save_pretrained(tmp_path)
     assert Heads(text_encoder=str(tmp_path), hidden_dim=16).build(0).text_feature_dim == 16
     encoder = FrozenTextEncoder(str(tmp_path))
     assert encoder.encode(["a cat"]).shape == (1, 16)

@@ -94,6 +94,7 @@ class FrozenImageEncoder:
         preprocessing: how a picture becomes its input.
         mean: what its normalisation subtracts from each channel (of values in [0, 1]).
         std: what its normalisation divides each channel by.
+        module: the tower: normalised pictures to pooled features.
         transform: from an RGB picture to ``(3, S, S)`` bytes, picklable for data workers; the tower itself scales
             and normalises.
     """
@@ -128,7 +129,7 @@ class FrozenImageEncoder:
         self.transform = PixelTransform(image_size, tower.interpolation)
         self.preprocessing = f"{self.transform}; mean {tower.mean}; std {tower.std}"
         self.mean, self.std = tower.mean, tower.std
-        self._module = tower.module.to(self.device).to(memory_format=torch.channels_last)
+        self.module: nn.Module = tower.module.to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(tower.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(tower.std, device=self.device).mul(255).view(1, 3, 1, 1)
 
@@ -146,7 +147,7 @@ class FrozenImageEncoder:
     def encode_normalized(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B F"]:
         """Return ``(B, dim)`` float32 features, on the encoder's device, of pictures that are normalised already."""
         with _autocast(self.device, self.precision):
-            features: Tensor = self._module(images.contiguous(memory_format=torch.channels_last))
+            features: Tensor = self.module(images.contiguous(memory_format=torch.channels_last))
         return features.float()
 
     def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "B F"]:
@@ -172,6 +173,7 @@ class FrozenTextEncoder:
         dim: dimension of the features.
         weights_hash: sha256 of the tower's weights.
         tokenization: how a caption becomes its input, and how the token features are pooled.
+        pipeline: the tokeniser, the tower and the pooling themselves.
     """
 
     def __init__(
@@ -190,7 +192,7 @@ class FrozenTextEncoder:
         self.dim = pipeline.dim
         self.weights_hash = hash_module(pipeline.module)
         self.tokenization = pipeline.description
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._module: nn.Module = pipeline.module.to(self.device)
 
     def encode(
@@ -206,7 +208,7 @@ class FrozenTextEncoder:
             on_progress: called with (captions done, captions in all) after each batch.
         """
         features = torch.empty(len(captions), self.dim)
-        tokens = self._pipeline.token_ids(captions) if captions else []
+        tokens = self.pipeline.token_ids(captions) if captions else []
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
@@ -218,7 +220,7 @@ class FrozenTextEncoder:
     @torch.inference_mode()
     def _encode_tokens(self, tokens: list[list[int]]) -> Float[Tensor, "B F"]:
         longest = max(map(len, tokens))
-        ids = torch.full((len(tokens), longest), self._pipeline.pad_id)
+        ids = torch.full((len(tokens), longest), self.pipeline.pad_id)
         mask = torch.zeros(len(tokens), longest, dtype=torch.long)
         for row, known in enumerate(tokens):
             ids[row, : len(known)] = torch.tensor(known)
@@ -226,7 +228,7 @@ class FrozenTextEncoder:
         ids, mask = ids.to(self.device), mask.to(self.device)
         with _autocast(self.device, self.precision):
             hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state
-        return self._pipeline.pool(hidden.float(), mask).cpu()
+        return self.pipeline.pool(hidden.float(), mask).cpu()
 
 
 #: What a name of the Hugging Face hub begins with, as in open_clip: ``hf-hub:organisation/model``.

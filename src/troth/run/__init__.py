@@ -5,6 +5,7 @@ from __future__ import annotations
 from troth.run.arguments import data_argument
 from troth.run.build import Built, build
 from troth.run.diagnose import diagnose
+from troth.run.explaining import explain
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import audit, check_data, embed, evaluate, export, run_tasks
 from troth.run.start import start
@@ -20,6 +21,7 @@ __all__ = [
     "diagnose",
     "embed",
     "evaluate",
+    "explain",
     "export",
     "open_run",
     "resume",
