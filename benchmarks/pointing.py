@@ -2,8 +2,8 @@
 
     python -m benchmarks.pointing [--quick] [--save] [--seeds N] [--only RECIPE ...] [--runs FOLDER] [--figure]
 
-A held-out drawing (``embedded:retrieval``, never trained on) is pasted into one quadrant of a canvas of 2 x 2, and the
-canvas is explained with the drawing's caption. It is a hit if the largest value of the map lies in that quadrant
+A held-out drawing is pasted into one quadrant of a canvas of 2 x 2, and the canvas is explained with the drawing's
+caption. It is a hit if the largest value of the map lies in that quadrant
 (Zhang et al. 2018, "Top-down neural attention by excitation backprop"); of several equally large places each counts its
 share, so that a map of zeros is a quarter of a hit. Chance is 25%. Beside it stands the share of the whole map that
 lies in the quadrant. The other quadrants are
@@ -13,6 +13,10 @@ lies in the quadrant. The other quadrants are
 
 Each is also played with the caption of a drawing that is not on the canvas (``..., another caption``): among
 distractors that must be chance, on a blank canvas it shows how much of a hit is the caption's doing.
+
+The drawings are ``NUM`` of each of the embedded splits that no recipe learns from: ``retrieval`` (unseen clip art, many
+of whose titles say little), ``concept`` (emoji whose names were never trained on) and ``style-shift`` (emoji whose names
+were, in a style that was not).
 
 Each recipe is trained as shipped, but for what ``SETTINGS`` says. Quadrants and distractors are drawn from the seed,
 for each drawing by itself. Nothing was chosen on these drawings. Means are over drawings and seeds; ``standard_error``
@@ -46,7 +50,10 @@ SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "small-infonce": (("model.patch_size=8",), ()),
 }
 DEFAULT = ("heads-infonce", "small-infonce")
+SPLITS = ("retrieval", "concept", "style-shift")
 VARIANTS = ("blank", "distractors")
+#: Drawings of each split, at even distances.
+NUM = 200
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Canvas:
     other: str
 
 
-def drawings(split: str = "retrieval") -> list[tuple[Image.Image, str]]:
+def drawings(split: str) -> list[tuple[Image.Image, str]]:
     """Return the drawings of a held-out split with their captions."""
     from troth.data import EmbeddedSource, decode
 
@@ -137,18 +144,24 @@ def opened(recipe: str, seed: int, quick: bool, runs: Path) -> Any:
 
 
 def played(recipe: str, seeds: Sequence[int], quick: bool, runs: Path) -> dict[str, list[list[tuple[float, float]]]]:
-    """Return the results of every variant: one list a seed."""
-    known = drawings()
-    chosen = range(0, len(known), 12 if quick else 1)
+    """Return the results of every case: one list a seed."""
     found: dict[str, list[list[tuple[float, float]]]] = {}
     for seed in seeds:
         explainer = opened(recipe, seed, quick, runs)
         side = explainer.model.encoder.image_size
-        for variant in VARIANTS:
-            games = [canvas(known, index, side, variant, seed) for index in chosen]
-            for name, results in play(explainer, games).items():
-                found.setdefault(variant + name, []).append(results)
+        for split in SPLITS:
+            known = drawings(split)
+            for variant in VARIANTS:
+                chosen = spread(len(known), 20 if quick else NUM)
+                games = [canvas(known, index, side, variant, seed) for index in chosen]
+                for name, results in play(explainer, games).items():
+                    found.setdefault(f"{split}, {variant}{name}", []).append(results)
     return found
+
+
+def spread(size: int, count: int) -> list[int]:
+    """Return ``count`` of the numbers below ``size``, at even distances."""
+    return sorted({number * size // count for number in range(count)})
 
 
 def summary(case: str, seeds: Sequence[Sequence[tuple[float, float]]]) -> Iterator[Record]:
@@ -164,19 +177,21 @@ def summary(case: str, seeds: Sequence[Sequence[tuple[float, float]]]) -> Iterat
 
 
 def draw(explainer: Any, path: Path, seed: int = 0, count: int = 8) -> None:
-    """Draw the first games among distractors, at even distances in the split: the canvas, the heat, the caption."""
+    """Draw games among distractors as they are played, half of clip art and half of emoji; hits are framed blue."""
     from PIL import ImageDraw, ImageFont
 
     from troth.explain import heat_over
 
-    known, side = drawings(), explainer.model.encoder.image_size
+    side, games = explainer.model.encoder.image_size, []
+    for split in ("retrieval", "style-shift"):
+        known = drawings(split)
+        games += [canvas(known, index, side, "distractors", seed) for index in spread(len(known), count // 2)]
     scale, margin, line = 224, 12, 34
     columns, rows = 4, math.ceil(count / 4)
     cell = (scale, 2 * scale + 4 + line)
     page = Image.new("RGB", (columns * (cell[0] + margin) + margin, rows * (cell[1] + margin) + margin), "white")
     pen, font = ImageDraw.Draw(page), _font(ImageFont, 17)
-    for number in range(count):
-        each = canvas(known, number * len(known) // count, side, "distractors", seed)
+    for number, each in enumerate(games):
         heat = explainer.explain(each.image, each.caption).full.image
         left = margin + number % columns * (cell[0] + margin)
         top = margin + number // columns * (cell[1] + margin)
