@@ -15,8 +15,8 @@ Each is also played with the caption of a drawing that is not on the canvas (``.
 distractors that must be chance, on a blank canvas it shows how much of a hit is the caption's doing.
 
 The drawings are ``NUM`` of each of the embedded splits that no recipe learns from: ``retrieval`` (unseen clip art, many
-of whose titles say little), ``concept`` (emoji whose names were never trained on) and ``style-shift`` (emoji whose names
-were, in a style that was not).
+of whose titles say little), ``concept`` (emoji whose names were never trained on) and ``style-shift`` (emoji with names
+that were, in a style that was not).
 
 Each recipe is trained as shipped, but for what ``SETTINGS`` says. Quadrants and distractors are drawn from the seed,
 for each drawing by itself. Nothing was chosen on these drawings. Means are over drawings and seeds; ``standard_error``
