@@ -152,11 +152,11 @@ def explain(
 @app.command()
 def export(
     folder: RunFolder,
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, for open_clip's local-dir: names.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
     which: Which = "best",
     weights: Weights = None,
 ) -> None:
-    """Write a trained run as a folder that open_clip loads."""
+    """Write a trained run as a folder: one that open_clip loads, or for an oblique manifold a flat model's."""
     from troth import run
 
     run.export(folder, which, out, weights)

@@ -11,6 +11,8 @@ from troth.encoders.contrastive import ContrastiveModel, Features, ScaleConfig
 from troth.encoders.decay import no_decay
 from troth.encoders.export import export_open_clip
 from troth.encoders.features import FeatureEncoder
+from troth.encoders.flat import FlatClip
+from troth.encoders.flat_export import LoadedExport, export_flat, has_open_clip_form, load_export
 from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
 from troth.encoders.hashing import hash_module, hash_tensors
 from troth.encoders.heads import Heads, HeadsEncoder
@@ -30,12 +32,14 @@ __all__ = [
     "DualEncoder",
     "FeatureEncoder",
     "Features",
+    "FlatClip",
     "FrozenImageEncoder",
     "FrozenTextEncoder",
     "Heads",
     "HeadsEncoder",
     "ImageTransform",
     "LoRA",
+    "LoadedExport",
     "ModelConfig",
     "Multi",
     "OpenClip",
@@ -49,8 +53,11 @@ __all__ = [
     "TowerTraining",
     "Towers",
     "apply_towers",
+    "export_flat",
     "export_open_clip",
+    "has_open_clip_form",
     "hash_module",
     "hash_tensors",
+    "load_export",
     "no_decay",
 ]

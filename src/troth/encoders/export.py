@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from troth.encoders.contrastive import ContrastiveModel
 from troth.encoders.features import FeatureEncoder
 from troth.encoders.heads import HeadsEncoder
 from troth.encoders.lora import without_adapters
+from troth.encoders.staging import OPEN_CLIP_RECORD, staged_export
 from troth.encoders.towers import OpenClipEncoder, first_line, quiet_open_clip
 from troth.errors import UserError
 
-#: The names open_clip 3.3 looks for in a ``local-dir:`` folder.
-CONFIG_FILE = "open_clip_config.json"
+#: The name open_clip 3.3 looks for in a ``local-dir:`` folder.
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
@@ -46,29 +44,21 @@ def export_open_clip(model: ContrastiveModel, folder: str | Path) -> Path:
     """
     encoder = _exportable(model)
     folder = Path(folder)
-    _refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with staged_export(folder) as staged:
         state = _state(model, encoder)
         save_file(state, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         if encoder.model_cfg["text_cfg"].get("hf_tokenizer_name"):
             # open_clip takes such a tokeniser from the folder itself
             encoder.tokenizer.save_pretrained(str(staged))
-        files = sorted([CONFIG_FILE, *(path.name for path in staged.iterdir())])
+        files = sorted([OPEN_CLIP_RECORD, *(path.name for path in staged.iterdir())])
         config = {
             "model_cfg": _model_cfg(model, encoder),
             "preprocess_cfg": encoder.preprocess_cfg,
             "exported_by": "troth",
             "files": files,
         }
-        (staged / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (staged / OPEN_CLIP_RECORD).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _prove(staged, state)
-        # mkdtemp makes folders private; an export is to be shared like any other file of the user
-        staged.chmod(0o777 & ~_umask())
-        _put_in_place(staged, folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return folder
 
 
@@ -79,6 +69,15 @@ def _exportable(model: ContrastiveModel) -> OpenClipEncoder:
             where="geometry.kind",
             remedy="keep Troth's own checkpoint, or train with kind = 'sphere'",
         )
+    return open_clip_towers(model)
+
+
+def open_clip_towers(model: ContrastiveModel) -> OpenClipEncoder:
+    """Return the towers of ``model`` that open_clip's interface fits.
+
+    Raises:
+        UserError: for heads on frozen features and encoders of vectors.
+    """
     if isinstance(model.encoder, HeadsEncoder):
         raise UserError(
             "heads on frozen features cannot be an open_clip model: open_clip has no form for them",
@@ -102,16 +101,20 @@ def _exportable(model: ContrastiveModel) -> OpenClipEncoder:
     return model.encoder
 
 
+def saveable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies that safetensors takes.
+
+    It refuses tensors that share memory, and channels-last weights are not contiguous.
+    """
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
 def _state(model: ContrastiveModel, encoder: OpenClipEncoder) -> dict[str, Tensor]:
-    # Cloned: safetensors refuses tensors that share memory, and channels-last weights are not contiguous.
-    state = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in without_adapters(encoder.clip).state_dict().items()
-    }
-    state["logit_scale"] = model.log_scale.detach().cpu().clone()
+    state = dict(without_adapters(encoder.clip).state_dict())
+    state["logit_scale"] = model.log_scale
     if model.bias is not None:
-        state["logit_bias"] = model.bias.detach().cpu().clone()
-    return state
+        state["logit_bias"] = model.bias
+    return saveable(state)
 
 
 def _model_cfg(model: ContrastiveModel, encoder: OpenClipEncoder) -> dict[str, Any]:
@@ -138,46 +141,3 @@ def _prove(staged: Path, state: dict[str, Tensor]) -> None:
         ) from error
     assert loaded.keys() == state.keys(), sorted(loaded.keys() ^ state.keys())
     assert all(torch.equal(loaded[name].cpu(), state[name]) for name in state)
-
-
-def _owned(folder: Path) -> bool:
-    """Whether ``folder`` holds an earlier export and nothing else."""
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        known = set(config["files"]) if config["exported_by"] == "troth" else set()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return {path.name for path in folder.iterdir()} <= known
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if folder.is_dir():
-        if any(folder.iterdir()) and not _owned(folder):
-            raise UserError(
-                "the folder holds other things than an earlier export",
-                where=str(folder),
-                remedy="export to a new or empty folder",
-            )
-    elif folder.exists() or folder.is_symlink():
-        raise UserError("not a folder", where=str(folder), remedy="export to a new or empty folder")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def _put_in_place(staged: Path, folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
-        # A folder with files cannot be replaced in one step: the old export moves aside first, and back on failure.
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-        folder.replace(aside)
-        try:
-            staged.replace(folder)
-        except OSError:
-            aside.replace(folder)
-            raise
-        shutil.rmtree(aside)
-    else:
-        staged.replace(folder)

@@ -5,7 +5,7 @@ Each class is its own configuration, a member of the union that ``kind`` tells a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -49,18 +49,22 @@ class OpenClip:
     context_length: Count | None = None
     multi: Multi | None = None
 
+    #: Whether a ``local-dir:`` or ``hf-hub:`` place has to have weights, which are then loaded.
+    with_weights: ClassVar[bool] = True
+
     def build(self, seed: int = 0) -> OpenClipEncoder:
         """Build the towers, random weights drawn from ``seed``; the global random state is left as it was."""
         import open_clip
 
         model_cfg = self._model_cfg()
         pretrained = self._weights(model_cfg)
-        has_schema = self.name.startswith(("local-dir:", "hf-hub:"))
+        has_schema = self.with_weights and self.name.startswith(("local-dir:", "hf-hub:"))
         with seeded(seed), quiet_open_clip():
             try:
                 clip = open_clip.create_model(
                     self.name,
                     pretrained,
+                    load_weights=self.with_weights,
                     # open_clip would fetch a Hugging Face text tower's own weights unasked
                     pretrained_text=False,
                     require_pretrained=pretrained is not None or has_schema,

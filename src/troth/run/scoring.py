@@ -18,7 +18,7 @@ from torch import Tensor
 from troth.audit import AuditTable, audit_pairs
 from troth.data import CaptionAssignment, Source, atomic_path, caption_owner, carries_vectors, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
-from troth.encoders import ContrastiveModel, export_open_clip
+from troth.encoders import ContrastiveModel, export_flat, export_open_clip, has_open_clip_form
 from troth.errors import UserError
 from troth.evaluate import TaskResult, mean_point
 from troth.recipe import Recipe
@@ -217,11 +217,15 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
 
 
 def export(folder: Path, which: str, out: Path, weights: str | None = None) -> None:
-    """Write a run as a folder for open_clip's ``local-dir:`` names."""
-    path = export_open_clip(open_run(folder, which, weights=weights).model, out)
-    Console().print(
-        f'written to {path}; load it with open_clip.create_model_and_transforms("local-dir:{path}")', highlight=False
-    )
+    """Write a run as a folder for open_clip's ``local-dir:`` names, or for :func:`troth.encoders.load_export`."""
+    run = open_run(folder, which, weights=weights)
+    if has_open_clip_form(run.model):
+        path = export_open_clip(run.model, out)
+        how = f'open_clip.create_model_and_transforms("local-dir:{path}")'
+    else:
+        path = export_flat(run.model, run.recipe.model, out)
+        how = f'troth.encoders.load_export("{path}")'
+    Console().print(f"written to {path}; load it with {how}", highlight=False)
 
 
 def check_data(data: str, ledger_path: Path | None = None) -> None:
