@@ -33,8 +33,8 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
-	# A peer that tests compare with: one file of it is read, none of its many requirements are needed.
-	$(BIN)/python -m pip install --quiet --no-deps libauc
+	# Peers that tests compare with: of each some files are read, none of their many requirements are needed.
+	$(BIN)/python -m pip install --quiet --no-deps libauc clip-benchmark
 	touch $@
 
 clean:

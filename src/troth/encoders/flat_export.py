@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -60,6 +60,7 @@ _GEOMETRY: TypeAdapter[Any] = TypeAdapter(GeometryConfig)
 
 _VERSIONS = ("troth", "torch", "open_clip_torch", "timm", "transformers")
 _REMEDY = "export the run again, with `troth export RUN FOLDER`"
+_REBUILT = f"install the versions that its {FLAT_RECORD} names, or export the run again"
 
 
 class LoadedExport(NamedTuple):
@@ -178,23 +179,21 @@ def load_export(folder: str | Path, device: torch.device | str = "cpu") -> Loade
     folder = Path(folder)
     record = _read_record(folder)
     try:
-        geometry = _GEOMETRY.validate_python(record["geometry"])
-        encoder = _rebuild(record, folder)
-        preprocess = {
+        encoder, state = _rebuild(record, folder), load_file(folder / WEIGHTS_FILE)
+        encoder.clip.visual.preprocess_cfg = {
             name: tuple(value) if isinstance(value, list) else value for name, value in record["preprocess_cfg"].items()
         }
-        encoder.clip.visual.preprocess_cfg = preprocess
         transform = encoder.image_transform(train=False)
-        state = load_file(folder / WEIGHTS_FILE)
-    except (KeyError, TypeError, AttributeError, OSError, ValidationError, SafetensorError) as error:
-        raise UserError(
-            f"damaged: {type(error).__name__}: {first_line(error)}", where=str(folder), remedy=_REMEDY
-        ) from error
-    model = FlatClip(encoder.clip, geometry, torch.zeros(()), torch.zeros(()) if "logit_bias" in state else None)
-    try:
+        geometry = _GEOMETRY.validate_python(record["geometry"])
+        geometry.project(torch.zeros(1, encoder.embed_dim))  # refuses another number of dimensions
+        zero = torch.zeros(())
+        model = FlatClip(encoder.clip, geometry, zero, zero if "logit_bias" in state else None)
         model.load_state_dict(state)
-    except RuntimeError as error:  # names or shapes that do not fit
-        raise UserError(f"the weights do not fit: {first_line(error)}", where=str(folder), remedy=_REMEDY) from error
+    except UserError as error:
+        raise UserError(f"cannot be built: {error.message}", where=str(folder), remedy=_REBUILT) from error
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"cannot be built: {what}", where=str(folder), remedy=_REBUILT) from error
     return LoadedExport(model.to(device).eval(), transform, encoder.tokenizer)
 
 
