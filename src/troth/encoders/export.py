@@ -69,7 +69,14 @@ def _exportable(model: ContrastiveModel) -> OpenClipEncoder:
             where="geometry.kind",
             remedy="keep Troth's own checkpoint, or train with kind = 'sphere'",
         )
-    return open_clip_towers(model)
+    encoder = open_clip_towers(model)
+    if encoder.multi is not None:
+        raise UserError(
+            "towers with several class tokens cannot be an open_clip model: open_clip has no form for them",
+            where="model.multi",
+            remedy="export_flat and `troth export` write them as a flat model",
+        )
+    return encoder
 
 
 def open_clip_towers(model: ContrastiveModel) -> OpenClipEncoder:
@@ -92,12 +99,6 @@ def open_clip_towers(model: ContrastiveModel) -> OpenClipEncoder:
             remedy="use it through the run's own checkpoint and `troth embed`",
         )
     assert isinstance(model.encoder, OpenClipEncoder), type(model.encoder)
-    if model.encoder.multi is not None:
-        raise UserError(
-            "towers with several class tokens cannot be an open_clip model: open_clip has no form for them",
-            where="model.multi",
-            remedy="use the model through the run's own checkpoint and `troth embed`",
-        )
     return model.encoder
 
 

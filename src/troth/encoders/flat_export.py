@@ -86,7 +86,7 @@ class _Architecture(OpenClip):
 
 def has_open_clip_form(model: ContrastiveModel) -> bool:
     """Say whether open_clip has a form for the vectors of ``model``: one token a tower, on the sphere."""
-    return isinstance(model.geometry, Sphere) and getattr(model.encoder, "num_tokens", 1) == 1
+    return isinstance(model.geometry, Sphere) and model.encoder.num_tokens == 1
 
 
 def export_flat(model: ContrastiveModel, config: TowersConfig | Heads | Plain, folder: str | Path) -> Path:
@@ -122,7 +122,7 @@ def export_flat(model: ContrastiveModel, config: TowersConfig | Heads | Plain, f
             "exported_by": "troth",
             "form": FORM,
             "files": sorted([FLAT_RECORD, *(path.name for path in staged.iterdir())]),
-            "model": _TOWERS.dump_python(_without_weights(config), mode="json"),
+            "model": _TOWERS.dump_python(_settled(config, encoder), mode="json"),
             "architecture": _architecture(config),
             "geometry": _GEOMETRY.dump_python(model.geometry, mode="json"),
             "scale": float(model.scale.detach()),
@@ -136,7 +136,9 @@ def export_flat(model: ContrastiveModel, config: TowersConfig | Heads | Plain, f
     return folder
 
 
-def _without_weights(config: TowersConfig) -> TowersConfig:
+def _settled(config: TowersConfig, encoder: OpenClipEncoder) -> TowersConfig:
+    """Return the section without first weights, and with what they decided about the class tokens."""
+    config = replace(config, multi=encoder.multi)
     return config if isinstance(config, Small) else replace(config, pretrained=None)
 
 
