@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.small_runs import AVERAGE, TOWERS, same, shared_settings, train, weights
+from tests.torchrun import two_ranks
 from troth import recipe as recipes
 from troth import run
 from troth.encoders import load_export
@@ -46,6 +47,16 @@ def test_a_run_trains_resumes_and_is_opened(settings: list[str], tmp_path: Path)
     run.export(tmp_path / "run", "best", tmp_path / "export")
     assert load_export(tmp_path / "export").model.num_spheres == 3
     run.show_dry_run(recipes.load("small-infonce", own))
+
+
+def test_two_ranks_have_the_losses_of_one(settings: list[str], tmp_path: Path) -> None:
+    own = [*settings, towers(), OBLIQUE]
+    train(tmp_path / "one", *own)
+    (tmp_path / "settings").write_text("\n".join(own))
+    two_ranks("tests.multi_token_ranks", tmp_path)
+    losses = [[record["loss"] for record in read_log(tmp_path / run, "train")] for run in ("one", "run")]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_each_token_is_a_sphere(settings: list[str]) -> None:
