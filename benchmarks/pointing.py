@@ -177,15 +177,13 @@ def summary(case: str, seeds: Sequence[Sequence[tuple[float, float]]]) -> Iterat
 
 
 def draw(explainer: Any, path: Path, seed: int = 0, count: int = 8) -> None:
-    """Draw games among distractors as they are played, half of clip art and half of emoji; hits are framed blue."""
+    """Draw games among distractors, of clip art at even distances in the split; hits are framed blue."""
     from PIL import ImageDraw, ImageFont
 
     from troth.explain import heat_over
 
-    side, games = explainer.model.encoder.image_size, []
-    for split in ("retrieval", "style-shift"):
-        known = drawings(split)
-        games += [canvas(known, index, side, "distractors", seed) for index in spread(len(known), count // 2)]
+    known, side = drawings("retrieval"), explainer.model.encoder.image_size
+    games = [canvas(known, index, side, "distractors", seed) for index in spread(len(known), count)]
     scale, margin, line = 224, 12, 34
     columns, rows = 4, math.ceil(count / 4)
     cell = (scale, 2 * scale + 4 + line)

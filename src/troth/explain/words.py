@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -72,15 +73,24 @@ def _transformers(tokenizer: Any, ids: Sequence[int]) -> Words:
     special = set(tokenizer.all_special_ids)
     columns = [column for column, piece in enumerate(ids) if piece not in special]
     pieces = tokenizer.convert_ids_to_tokens([ids[column] for column in columns])
-    vocabulary = tokenizer.get_vocab()
-    if any(piece.startswith("##") for piece in vocabulary):
+    marks = _marks(tokenizer)
+    if marks == "continuations":
         begins = [not piece.startswith("##") for piece in pieces]
-    elif any(piece.startswith(_BEGINNINGS) for piece in vocabulary):
+    elif marks == "beginnings":
         begins = [piece.startswith(_BEGINNINGS) for piece in pieces]
     else:
         begins = [True] * len(pieces)
     piece_at = dict(zip(columns, pieces, strict=True))
     return _grouped(columns, begins, lambda group: tokenizer.convert_tokens_to_string([piece_at[c] for c in group]))
+
+
+@lru_cache(maxsize=8)
+def _marks(tokenizer: Any) -> Literal["continuations", "beginnings", "nothing"]:
+    """What of a word a vocabulary marks. One caption does not show it: it may have no word of several pieces."""
+    vocabulary = tokenizer.get_vocab()
+    if any(piece.startswith("##") for piece in vocabulary):
+        return "continuations"
+    return "beginnings" if any(piece.startswith(_BEGINNINGS) for piece in vocabulary) else "nothing"
 
 
 def _grouped(columns: list[int], begins: Sequence[bool], text_of: Any) -> Words:
