@@ -23,7 +23,7 @@ from troth.train import read_log
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "yellow": (230, 220, 40)}
 TOWERS = (
-    'model={kind="small", image_size=32, patch_size=16, embed_dim=16, vision_width=64, vision_layers=1, text_width=32, '
+    'model={kind="small", image_size=32, patch_size=16, embed_dim=16, vision_width=64, vision_layers=1, text_width=64, '
     "text_layers=1, context_length=8}"
 )
 
