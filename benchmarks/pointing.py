@@ -156,6 +156,8 @@ def played(recipe: str, seeds: Sequence[int], quick: bool, runs: Path) -> dict[s
                 games = [canvas(known, index, side, variant, seed) for index in chosen]
                 for name, results in play(explainer, games).items():
                     found.setdefault(f"{split}, {variant}{name}", []).append(results)
+                    hits = 100 * statistics.fmean(hit for hit, _ in results)
+                    print(f"{recipe}, seed {seed}: {split}, {variant}{name}: {hits:.1f} % hits", flush=True)
     return found
 
 
@@ -234,9 +236,7 @@ def main() -> None:
         records: list[Record] = []
         for recipe in options.only:
             for variant, results in played(recipe, seeds, options.quick, runs).items():
-                found = list(summary(f"{recipe}: {variant}", results))
-                print(f"{recipe}: {variant}: {found[0].ours:.1f} ± {found[1].ours:.1f} % hits", flush=True)
-                records += found
+                records += summary(f"{recipe}: {variant}", results)
         if options.figure:
             draw(opened(options.only[0], 0, options.quick, runs), options.figure)
     if options.save:
