@@ -131,8 +131,8 @@ def table(
 
 
 def summary(regime: str, row: str, runs: Sequence[dict[str, float]]) -> Iterator[Record]:
-    """Means over seeds, and their standard errors."""
-    for label in runs[0]:
+    """Means over seeds, and their standard errors, of what every run has."""
+    for label in (label for label in runs[0] if all(label in each for each in runs)):
         values = [each[label] for each in runs]
         yield Record(f"{regime}: {row}", label, statistics.fmean(values))
         if len(values) > 1:

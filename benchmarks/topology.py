@@ -104,7 +104,8 @@ def run(job: Job) -> dict[str, float]:
         log = read_log(job.folder, "train")
         per_epoch = opened.step / tree["train"]["epochs"]
         found = converge_step([line["step"] for line in log], [line["scale"] for line in log], per_epoch)
-        values["converged at epoch"] = float("nan") if found is None else found / per_epoch
+        if found is not None:
+            values["converged at epoch"] = found / per_epoch
     return values
 
 
