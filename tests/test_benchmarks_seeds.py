@@ -3,7 +3,6 @@
 import math
 
 import pytest
-
 from benchmarks.seeds import Job, cut_recipe, summary
 
 
