@@ -55,6 +55,23 @@ def test_the_first_of_several_causal_tokens_is_the_original(exported: tuple[str,
     assert (found[:, 1:] - found[:, :1]).abs().amax(-1).min() > 1e-3
 
 
+@pytest.mark.parametrize("pooling", [{}, {"pool_type": "eos", "eos_id": 49407}])
+def test_a_trained_text_tower_that_is_not_causal_is_not_changed_unasked(pooling: dict) -> None:
+    cfg = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64},
+        "text_cfg": {"context_length": 12, "width": 64, "heads": 1, "layers": 2, "no_causal_mask": True, **pooling},
+    }
+    for num_tokens in (1, 3):
+        with pytest.raises(UserError, match=r"^model\.multi\.text_attention: .* both directions") as caught:
+            give_tokens(custom_clip(cfg), Multi(num_tokens=num_tokens), dict(cfg), "everything")
+        assert 'say "bidirectional"' in str(caught.value)
+        for asked, trained in (("bidirectional", "everything"), ("auto", "nothing")):
+            clip = custom_clip(cfg)
+            give_tokens(clip, Multi(num_tokens=num_tokens, text_attention=asked), dict(cfg), trained)
+            assert clip.text.attention == "bidirectional"
+
+
 def test_what_is_kept_and_what_is_drawn(exported: tuple[str, nn.Module]) -> None:
     name, single = exported
     encoder = OpenClip(name=name, multi=Multi(num_tokens=4)).build(9).double()

@@ -46,13 +46,24 @@ def _text_tower(tower: Any, multi: Multi, sub_dim: int, trained: Trained) -> nn.
             )
         return MultiTokenHFText(tower, multi.num_tokens, sub_dim)
     if type(tower) is TextTransformer:
-        attention: Literal["bidirectional", "causal"] = "bidirectional"
-        if multi.text_attention == "auto":
-            attention = "causal" if trained == "everything" and tower.attn_mask is not None else "bidirectional"
-        else:
-            attention = multi.text_attention
-        return MultiTokenText(tower, multi.num_tokens, sub_dim, attention)
+        return MultiTokenText(tower, multi.num_tokens, sub_dim, _attention(tower, multi, trained))
     raise _refusal("text", tower)
+
+
+def _attention(tower: TextTransformer, multi: Multi, trained: Trained) -> Literal["bidirectional", "causal"]:
+    if multi.text_attention != "auto":
+        return multi.text_attention
+    if trained != "everything":
+        return "bidirectional"
+    if tower.attn_mask is None:
+        # Its end-of-text token sees padding, too, and class tokens are seen by all words: nothing keeps what it is.
+        raise UserError(
+            "the text tower was trained to attend in both directions and to end in its end-of-text token, which several"
+            " class tokens do not keep",
+            where="model.multi.text_attention",
+            remedy='say "bidirectional", so that it learns anew to end in its first token, or take a causal text tower',
+        )
+    return "causal"
 
 
 def _refusal(side: str, tower: object) -> UserError:

@@ -33,8 +33,9 @@ class Multi:
     at dimensions ``[k n, (k + 1) n)``, which is what ``geometry.Oblique(sub_dim=n, num_spheres=m)`` takes.
 
     Weights that were trained with one class token start as its token 0: same embedding, position and projection, the
-    added ones are drawn as a tower's own are. With ``num_tokens = 1`` such a tower computes what it did. A tower that
-    averaged its words or patches is read at its class tokens instead.
+    added ones are drawn as a tower's own are. With ``num_tokens = 1`` such a tower computes what it did, but for two:
+    a tower that averaged its words or patches is read at its class tokens instead, and a text tower of open_clip's that
+    is told to be ``bidirectional`` at its first token, which sees no padding.
 
     Attributes:
         sub_dim: ``n``, dimensions of a token's embedding. None: the ``embed_dim`` of the model, with the projection
@@ -44,7 +45,8 @@ class Multi:
             all class tokens, none sees padding; the class tokens are copies of the first token. ``causal``: every token
             sees those before it; the class tokens are copies of the end-of-text token right behind it, so that each
             sees the whole text, and token 0 sees what it would see alone. ``auto``: ``causal`` for a causal tower with
-            trained weights, whose token 0 keeps its meaning; ``bidirectional`` otherwise.
+            trained weights, whose token 0 keeps its meaning; ``bidirectional`` otherwise. It is refused for open_clip's
+            transformers with trained weights that are not causal (MobileCLIP2's): neither of the two is what they did.
 
     Source: "Design of the topology for contrastive visual-textual alignment" (submission to TMLR), section 3.1
     (multi-token oblique implementation) and figure 2; Multi(n, m) in its tables is ``sub_dim = n, num_tokens = m``.
