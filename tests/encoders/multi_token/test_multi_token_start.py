@@ -134,6 +134,55 @@ def test_timms_trunks_give_what_they_have(given: dict) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        ("test_vit2", {}),
+        ("test_vit2", {"class_token": True, "global_pool": "token", "reg_tokens": 2}),
+        ("eva02_tiny_patch14_224", {"num_reg_tokens": 2, "global_pool": "token"}),
+    ],
+    ids=["no class token", "class token", "eva"],
+)
+def test_registers_of_a_trunks_own_stay_behind_the_class_tokens(model: str, given: dict) -> None:
+    size = 28 if model.startswith("eva") else 160
+    cfg = {
+        "embed_dim": 24,
+        "vision_cfg": {"timm_model_name": model, "timm_pool": "token", "timm_proj": None, "image_size": size},
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+    }
+
+    def given_tokens(num_tokens: int) -> tuple[nn.Module, nn.Module]:
+        own = {**cfg, "vision_cfg": {**cfg["vision_cfg"], "timm_model_name": "test_vit", "image_size": 160}}
+        clip = custom_clip(own)
+        single = timm.create_model(model, num_classes=24, **given).eval()
+        if size == 28:
+            single.set_input_size(28)
+        with torch.no_grad():
+            for parameter in single.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape)
+        clip.visual.trunk = single
+        give_tokens(clip, Multi(num_tokens=num_tokens), own | {"vision_cfg": cfg["vision_cfg"]}, "everything")
+        return clip.visual.double().eval(), single.double()
+
+    visual, single = given_tokens(1)
+    if single.cls_token is not None:
+        torch.testing.assert_close(visual(pictures(size)), single(pictures(size)), rtol=1e-9, atol=1e-9)
+    visual, single = given_tokens(3)
+    own, registers = int(single.cls_token is not None), single.reg_token.shape[1]
+    trunk = visual.trunk
+    assert torch.equal(trunk.reg_token[:, 2:], single.reg_token)
+    assert float(trunk.reg_token[:, :2].detach().std()) == pytest.approx(trunk.embed_dim**-0.5, rel=0.3)
+    kept = visual.added["trunk.pos_embed"].kept(trunk.pos_embed.shape[1])
+    assert torch.equal(trunk.pos_embed[:, kept], single.pos_embed)
+    assert visual.added["trunk.reg_token"].kept(2 + registers).tolist() == list(range(2, 2 + registers))
+    assert kept.tolist() == [*range(own), *range(3, trunk.pos_embed.shape[1])]
+    # The features are those of the class tokens: a register of its own is seen by them and is not read.
+    assert visual(pictures(size)).shape == (3, 72)
+    states = trunk.forward_features(pictures(size))
+    expected = torch.cat([trunk.head(trunk.fc_norm(states[:, k])) for k in range(3)], dim=1)
+    torch.testing.assert_close(visual(pictures(size)), expected)
+
+
 @pytest.mark.parametrize(("model", "size"), [("eva02_tiny_patch14_224", 28), ("test_vit", 32)])
 def test_a_trunk_that_projects_itself_goes_on_doing_so(model: str, size: int) -> None:
     cfg = {

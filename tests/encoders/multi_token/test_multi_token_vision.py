@@ -112,8 +112,9 @@ CFG = {
         ("vision_cfg", {"pool_type": "avg"}, "its pooling is 'avg'"),
         ("vision_cfg", {"attentional_pool": True}, "it ends in an attention pool"),
         ("vision_cfg", {"layers": (1, 1, 1, 1), "width": 16}, "the image tower is a ModifiedResNet"),
-        ("vision_cfg", {"timm_model_name": "test_resnet"}, "timm's test_resnet cannot .* no vision transformer"),
-        ("vision_cfg", {"timm_model_name": "vit_small_patch14_reg4_dinov2"}, "it has registers of its own"),
+        ("vision_cfg", {"timm_model_name": "test_resnet"}, "timm's test_resnet cannot .* it is a ResNet"),
+        ("vision_cfg", {"timm_model_name": "test_vit3", "timm_pool": "map"}, "test_vit3 .* ends in an attention pool"),
+        ("vision_cfg", {"timm_model_name": "deit_tiny_distilled_patch16_224", "timm_pool": "token"}, "it is a Vis.*led"),
         ("text_cfg", {"embed_cls": True, "output_tokens": True}, r"\(CoCa\)"),
         ("text_cfg", {"pool_type": "last", "no_causal_mask": True}, "its pooling is 'last'"),
     ],
@@ -125,6 +126,11 @@ def test_towers_that_cannot_have_several_say_why(section: str, fields: dict, mes
         give_tokens(clip, Multi(sub_dim=8, num_tokens=2), cfg)
     assert str(caught.value).startswith("model.multi")
     assert "\n" not in str(caught.value)
+
+
+def test_a_published_architecture_with_an_attention_pool_is_refused() -> None:
+    with pytest.raises(UserError, match=r"vit_pe_core_tiny_patch16_384 cannot .* it ends in an attention pool"):
+        OpenClip(name="PE-Core-T-16-384", multi=Multi(num_tokens=2)).build(0)
 
 
 def test_open_clips_models_by_name() -> None:

@@ -93,7 +93,8 @@ class MultiTokenTimm(TimmModel):  # type: ignore[misc]
     """A timm vision transformer with ``m`` class tokens, as open_clip's image tower.
 
     timm builds the trunk with ``m - 1`` of its registers, which stand right behind the class token, with positions of
-    their own where the class token has one. What follows the trunk is shared by all tokens.
+    their own where the class token has one. What follows the trunk is shared by all tokens. A trunk's own registers
+    stand behind the class tokens and stay what they were, unread.
 
     Args:
         tower: gives weights and preprocessing; a class token of its is token 0.
@@ -107,7 +108,7 @@ class MultiTokenTimm(TimmModel):  # type: ignore[misc]
         added: the parameters that have rows of the added class tokens.
 
     Raises:
-        UserError: if the tower is not a vision transformer, or has registers of its own.
+        UserError: if the tower is neither of timm's ``VisionTransformer`` and ``Eva``, or ends in an attention pool.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class MultiTokenTimm(TimmModel):  # type: ignore[misc]
         tokens = [self.trunk.cls_token] if not own or trained == "nothing" else []
         with torch.no_grad():
             # timm starts these at 1e-6 N(0, 1), which would leave all but their positions equal.
-            for parameter in (*tokens, *([self.trunk.reg_token] if num_tokens > 1 else [])):
+            for parameter in (*tokens, *([self.trunk.reg_token[:, : num_tokens - 1]] if num_tokens > 1 else [])):
                 parameter.normal_(std=width**-0.5)
         linear = [
             each for head in (self.trunk.head, self.head) for each in head.modules() if isinstance(each, nn.Linear)
@@ -158,8 +159,8 @@ def _trunk_with_tokens(name: str, single: Any, num_tokens: int, vision_cfg: dict
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
     registers = {TimmVisionTransformer: "reg_tokens", Eva: "num_reg_tokens"}.get(type(single))
-    if registers is None or single.reg_token is not None:
-        problem = "no vision transformer" if registers is None else "it has registers of its own"
+    if registers is None or single.attn_pool is not None:
+        problem = f"it is a {type(single).__name__}" if registers is None else "it ends in an attention pool"
         raise UserError(
             f"timm's {name} cannot have several class tokens: {problem}",
             where=_WHERE,
@@ -168,20 +169,24 @@ def _trunk_with_tokens(name: str, single: Any, num_tokens: int, vision_cfg: dict
     rates = {"drop_path_rate": vision_cfg.get("timm_drop_path"), "patch_drop_rate": vision_cfg.get("patch_dropout")}
     settings: dict[str, Any] = {key: rate for key, rate in rates.items() if rate}
     classes = single.num_classes if isinstance(single.head, nn.Linear) else 0
-    settings |= {"class_token": True, "global_pool": "token", registers: num_tokens - 1}
+    settings |= {"class_token": True, "global_pool": "token", registers: num_tokens - 1 + _own_registers(single)}
     try:
         trunk: Any = timm.create_model(name, num_classes=classes, **settings)
     except (TypeError, RuntimeError, AssertionError) as error:
         raise UserError(f"timm's {name} cannot have several class tokens: {first_line(error)}", where=_WHERE) from error
-    assert trunk.num_prefix_tokens == num_tokens
+    assert trunk.num_prefix_tokens == num_tokens + _own_registers(single)
     if trunk.patch_embed.img_size != single.patch_embed.img_size:
         trunk.set_input_size(single.patch_embed.img_size)
     return trunk
 
 
+def _own_registers(trunk: Any) -> int:
+    return 0 if trunk.reg_token is None else int(trunk.reg_token.shape[1])
+
+
 @torch.no_grad()
 def _take_over(trunk: Any, single: Any, positions: tuple[int, int]) -> None:
-    """Copy the weights of ``single``; of the positions, those of its (0 or 1) class tokens and those of its patches."""
+    """Copy the weights of ``single``; of the positions, those of its (0 or 1) class tokens and those of all others."""
     own, theirs = trunk.state_dict(), single.state_dict()
     for name, values in own.items():
         # The norm behind the last block is called fc_norm where it followed the average of the patches.
@@ -190,6 +195,8 @@ def _take_over(trunk: Any, single: Any, positions: tuple[int, int]) -> None:
             before, now = positions
             values[:, :before] = theirs[name][:, :before]
             values[:, now:] = theirs[name][:, before:]
+        elif source == "reg_token" and source in theirs:
+            values[:, values.shape[1] - theirs[source].shape[1] :] = theirs[source]
         elif source in theirs:
             values.copy_(theirs[source])
         elif name not in ("cls_token", "reg_token"):
