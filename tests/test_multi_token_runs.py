@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 
@@ -129,6 +130,40 @@ def test_how_its_text_tower_attends_must_be_said(settings: list[str], base: Path
         started(settings, base, towers(sub_dim="none"))
     model = started(settings, base, towers(sub_dim="none", text_attention="bidirectional"))
     assert model.encoder.clip.text.attention == "bidirectional"
+
+
+def test_a_causal_run_of_several_tokens_does_not_go_on_as_another(settings: list[str], tmp_path: Path) -> None:
+    causal = towers(text_attention="causal")
+    train(tmp_path / "causal", *settings, causal, "train.epochs=1")
+    with pytest.raises(UserError, match=r"attention: the weights are of a causal text tower, .* be bidirectional"):
+        started(settings, tmp_path / "causal", towers())
+    for said in ("causal", "bidirectional"):
+        model = started(settings, tmp_path / "causal", towers(text_attention=said))
+        assert same(model, weights(tmp_path / "causal", 2))
+        assert model.encoder.clip.text.attention == said
+    (tmp_path / "causal" / "recipe.toml").unlink()
+    with pytest.raises(UserError, match="nothing says how the text tower of the weights attends"):
+        started(settings, tmp_path / "causal", towers())
+
+
+def test_a_text_tower_apart_with_one_token_does_not_go_on_as_another(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts have the names of one with several tokens, which says nothing of how it attends."""
+    cfg = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
+        "text_cfg": {"context_length": 8, "width": 64, "heads": 1, "layers": 1},
+        "custom_text": True,
+    }
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-apart", cfg)
+    model = "model={kind='open_clip', name='tiny-apart'"
+    train(tmp_path / "base", *settings, model + "}", "train.epochs=1")
+    with pytest.raises(UserError, match=r"attention: the weights are of a causal text tower"):
+        started(settings, tmp_path / "base", model + ", multi={num_tokens=2}}")
+    begun = started(settings, tmp_path / "base", model + ", multi={num_tokens=2, text_attention='causal'}}")
+    theirs = weights(tmp_path / "base", 2)
+    assert torch.equal(begun.encoder.clip.text.text_projection, theirs["encoder.clip.text.text_projection"])
 
 
 def test_weights_that_do_not_fit_are_named(settings: list[str], base: Path, tmp_path: Path) -> None:

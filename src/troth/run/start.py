@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from troth.encoders import ContrastiveModel
+from troth.encoders import ContrastiveModel, OpenClip, OpenClipEncoder
 from troth.encoders.lora import ADAPTED, ADAPTER
 from troth.encoders.multi_token.single import SingleToken
 from troth.errors import UserError
 from troth.recipe import Recipe
-from troth.run.opened import find_checkpoint, weights_name
+from troth.run.opened import find_checkpoint, read_recipe, weights_name
 from troth.train import read_position
 
 #: Projections of runs that learn prototypes: they come along where both runs have them.
@@ -87,7 +87,7 @@ def _put(found: Beginning, recipe: Recipe, model: ContrastiveModel) -> None:
         }
         wanted = _wanted(own, set(shapes), recipe, single)
         _check(wanted, own, shapes, found, single)
-        _check_attention(recipe, plain=single.is_plain(shapes))
+        _check_attention(recipe, model, found.folder)
         for name, source in wanted.items():
             if source in shapes:
                 single.put(name, own[name], file.get_tensor(found.prefix + source))
@@ -112,15 +112,43 @@ def _wanted(own: dict[str, Tensor], theirs: set[str], recipe: Recipe, single: Si
     return {name: source for name, source in sources.items() if name not in kept}
 
 
-def _check_attention(recipe: Recipe, *, plain: bool) -> None:
-    """Raise a UserError if nobody said how a text tower that was causal is to attend with several class tokens."""
-    multi = getattr(recipe.model, "multi", None)
-    if plain and multi is not None and multi.text_attention == "auto":
+def _check_attention(recipe: Recipe, model: ContrastiveModel, folder: Path) -> None:
+    """Raise a UserError if a text tower would attend otherwise than it did, and nobody said that it is to."""
+    from troth.encoders.multi_token.text import MultiTokenText  # open_clip takes seconds to import
+
+    multi, encoder = getattr(recipe.model, "multi", None), model.encoder
+    if multi is None or multi.text_attention != "auto" or not isinstance(encoder, OpenClipEncoder):
+        return
+    if not isinstance(encoder.clip.text, MultiTokenText):  # Hugging Face's have one way
+        return
+    ours, theirs = encoder.clip.text.attention, _attention(folder)
+    if ours != theirs:
+        keeping = "causal" if theirs is None else theirs
         raise UserError(
-            "the weights are of a causal text tower with one class token",
+            "nothing says how the text tower of the weights attends"
+            if theirs is None
+            else f"the weights are of a {theirs} text tower, and this one would be {ours}",
             where="model.multi.text_attention",
-            remedy='say "causal", so that token 0 keeps its function, or "bidirectional", so that it learns anew',
+            remedy=f'say "{keeping}", so that token 0 keeps its function, or "{_OTHER[keeping]}", so that it learns anew',
         )
+
+
+_OTHER = {"causal": "bidirectional", "bidirectional": "causal"}
+
+
+def _attention(folder: Path) -> Literal["causal", "bidirectional"] | None:
+    """Return how the text tower of a run attends, if it is open_clip's; None if the run cannot say."""
+    try:
+        config = read_recipe(folder).model
+    except UserError:
+        return None
+    multi = getattr(config, "multi", None)
+    if multi is None:  # whatever it sees, it ends in its end-of-text token, as causal class tokens do
+        return "causal"
+    if multi.text_attention != "auto":
+        return "causal" if multi.text_attention == "causal" else "bidirectional"
+    trained = isinstance(config, OpenClip) and (config.pretrained is not None or ":" in config.name)
+    return "causal" if trained else "bidirectional"
 
 
 def _check(

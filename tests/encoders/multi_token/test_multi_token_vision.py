@@ -114,7 +114,11 @@ CFG = {
         ("vision_cfg", {"layers": (1, 1, 1, 1), "width": 16}, "the image tower is a ModifiedResNet"),
         ("vision_cfg", {"timm_model_name": "test_resnet"}, "timm's test_resnet cannot .* it is a ResNet"),
         ("vision_cfg", {"timm_model_name": "test_vit3", "timm_pool": "map"}, "test_vit3 .* ends in an attention pool"),
-        ("vision_cfg", {"timm_model_name": "deit_tiny_distilled_patch16_224", "timm_pool": "token"}, "it is a Vis.*led"),
+        (
+            "vision_cfg",
+            {"timm_model_name": "deit_tiny_distilled_patch16_224", "timm_pool": "token"},
+            "it is a Vis.*led",
+        ),
         ("text_cfg", {"embed_cls": True, "output_tokens": True}, r"\(CoCa\)"),
         ("text_cfg", {"pool_type": "last", "no_causal_mask": True}, "its pooling is 'last'"),
     ],

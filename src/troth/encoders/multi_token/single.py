@@ -34,14 +34,14 @@ class SingleToken:
             for side, tower in (("visual", encoder.clip.visual), ("text", encoder.clip.text)):
                 self._added |= {f"{prefix}clip.{side}.{name}": added for name, added in tower.added.items()}
 
-    def is_plain(self, theirs: Iterable[str]) -> bool:
-        """Whether ``theirs`` are names of open_clip's plain CLIP, whose text tower is causal, and ours are not."""
+    def _is_plain(self, theirs: Iterable[str]) -> bool:
+        """Whether ``theirs`` are names of open_clip's plain CLIP, and ours are not."""
         text = self._text
         return text is not None and not any(name.startswith(text) for name in theirs)
 
     def names(self, own: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
         """Return for each of our names which of ``theirs`` it was: itself, or a part of open_clip's plain CLIP."""
-        if self._text is None or not self.is_plain(theirs):
+        if self._text is None or not self._is_plain(theirs):
             return {name: name for name in own}
         outside = self._prefix + "clip."
         return {name: name.replace(self._text, outside) if name.startswith(self._text) else name for name in own}
