@@ -129,7 +129,7 @@ def _check_attention(recipe: Recipe, model: ContrastiveModel, folder: Path) -> N
             if theirs is None
             else f"the weights are of a {theirs} text tower, and this one would be {ours}",
             where="model.multi.text_attention",
-            remedy=f'say "{keeping}", so that token 0 keeps its function, or "{_OTHER[keeping]}", so that it learns anew',
+            remedy=f'say "{keeping}", so that token 0 keeps its function, or "{_OTHER[keeping]}", to learn anew',
         )
 
 
