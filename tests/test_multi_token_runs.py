@@ -66,6 +66,9 @@ def test_each_token_is_a_sphere(settings: list[str]) -> None:
             build(recipes.load("small-infonce", [*settings, towers(), f"geometry={{kind='oblique', {geometry}}}"]))
         assert str(caught.value).startswith("geometry.num_spheres: the towers give 3 class tokens of 8 dimensions")
         assert "set geometry.num_spheres = 3 and geometry.sub_dim = 8" in str(caught.value)
+    for sub_dim in (4, 12):
+        with pytest.raises(UserError, match=r"^geometry\.sub_dim: the towers give 3 class tokens of 8 .*sub_dim = 8"):
+            build(recipes.load("small-infonce", [*settings, towers(), f"geometry={{kind='filip', sub_dim={sub_dim}}}"]))
     for geometry in ("kind='sphere'", "kind='filip', sub_dim=8", "kind='euclidean'"):
         model = build(recipes.load("small-infonce", [*settings, towers(), f"geometry={{{geometry}}}"])).model
         assert model.encoder.embed_dim == 24

@@ -11,7 +11,7 @@ from troth.data import Augmentation
 from troth.embed.pictures import picture_transform
 from troth.encoders import ContrastiveModel, DualEncoder, Heads, OpenClipEncoder, Plain
 from troth.errors import UserError
-from troth.geometry import Geometry, Oblique
+from troth.geometry import FILIP, Geometry, Oblique
 from troth.objectives import GivenWeights, parts
 from troth.recipe import Recipe
 from troth.state import State
@@ -37,7 +37,7 @@ def at(place: str) -> Iterator[None]:
 
 
 def check_tokens(geometry: Geometry, encoder: DualEncoder) -> None:
-    """Raise a UserError unless each of several class tokens is one sphere of an oblique manifold."""
+    """Raise a UserError unless each of several class tokens is one sphere of an oblique manifold, or FILIP's token."""
     tokens, dims = encoder.num_tokens, encoder.embed_dim // encoder.num_tokens
     if isinstance(geometry, Oblique) and tokens > 1 and (geometry.num_spheres, geometry.sub_dim) != (tokens, dims):
         raise UserError(
@@ -45,6 +45,12 @@ def check_tokens(geometry: Geometry, encoder: DualEncoder) -> None:
             f" {geometry.sub_dim}: a sphere is a token",
             where="num_spheres",
             remedy=f"set geometry.num_spheres = {tokens} and geometry.sub_dim = {dims}",
+        )
+    if isinstance(geometry, FILIP) and tokens > 1 and geometry.sub_dim != dims:
+        raise UserError(
+            f"the towers give {tokens} class tokens of {dims} dimensions, and FILIP's tokens have {geometry.sub_dim}",
+            where="sub_dim",
+            remedy=f"set geometry.sub_dim = {dims}",
         )
 
 
