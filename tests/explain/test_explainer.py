@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm import create_model
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from tests.explain.towers import CAPTION, model_of, open_clip_resnet, picture, small, timm
 from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, Plain
+from troth.encoders.towers import seeded
 from troth.errors import UserError
 from troth.explain import Explainer, explain
 from troth.geometry import FILIP, Euclidean, Geometry, Oblique, Sphere
@@ -127,11 +130,26 @@ def test_an_angle_and_its_cosine_have_one_map(towers: OpenClipEncoder) -> None:
     np.testing.assert_allclose(first.words, second.words, atol=1e-9)
 
 
+def with_trunk(name: str, side: int, **settings: object) -> OpenClipEncoder:
+    """A timm encoder whose trunk is built with settings of its own."""
+    encoder = timm(name, side)
+    with seeded(2):
+        encoder.clip.visual.trunk = create_model(name, num_classes=0, img_size=side, global_pool="token", **settings)
+    return encoder
+
+
 #: Model, grid of its cells, side of the picture.
 KINDS = {
     "small": (small, (4, 4), 32),
     "timm vit": (lambda: timm("test_vit", 48), (3, 3), 48),
     "timm vit with registers": (lambda: timm("test_vit3", 48), (3, 3), 48),
+    "timm vit, norms behind attention": (lambda: with_trunk("test_vit", 48, block_fn=ResPostBlock), (3, 3), 48),
+    "timm eva, norms behind attention": (
+        lambda: with_trunk("eva02_tiny_patch14_224", 42, use_post_norm=True, depth=2),
+        (3, 3),
+        42,
+    ),
+    "timm hybrid": (lambda: timm("vit_tiny_r_s16_p8_224", 96), (3, 3), 96),
     "timm resnet": (lambda: timm("test_resnet", 96), (3, 3), 96),
     "timm, channels last": (lambda: timm("test_mambaout", 96), (3, 3), 96),
     "a layer behind the pooling": (lambda: timm("mobilenetv3_small_050", 64), (2, 2), 64),
@@ -165,6 +183,24 @@ def test_every_kind_of_tower_has_a_map_of_its_grid(name: str) -> None:
         image = model.encoder.image_transform(train=False)(picture())[None]
         points = model.embed_image(image), model.embed_text(model.encoder.tokenize([CAPTION]))
         assert part.score == pytest.approx(float(model.geometry.paired_similarity(*points)), abs=1e-5)
+
+
+def test_parts_keep_their_modes_and_no_graph_is_kept_of_what_is_not_asked() -> None:
+    model = model_of(small()).train()
+    clip = model.encoder.clip
+    clip.visual.ln_post.eval()
+    clip.visual.conv1.requires_grad_(False)
+    modes = [part.training for part in model.modules()]
+    learned = [parameter.requires_grad for parameter in model.parameters()]
+    assert len(set(modes)) == len(set(learned)) == 2
+    kept: list[bool] = []
+    for tower in (clip.visual, clip):
+        for block in tower.transformer.resblocks:
+            block.register_forward_hook(lambda _, inputs, output: kept.append(output.requires_grad))
+    explain(model, picture(), CAPTION)
+    assert kept == [False, True, False, True], "of two blocks each, the last one alone"
+    assert [part.training for part in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == learned
 
 
 def test_the_picture_is_what_the_tower_saw() -> None:

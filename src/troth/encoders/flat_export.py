@@ -21,7 +21,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,10 +31,10 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from troth.encoders.base import ImageTransform
 from troth.encoders.contrastive import ContrastiveModel
+from troth.encoders.evaluating import evaluating
 from troth.encoders.export import open_clip_towers, saveable
 from troth.encoders.flat import FlatClip
 from troth.encoders.heads import Heads
@@ -267,7 +266,7 @@ def _prove(staged: Path, exported: FlatClip, encoder: OpenClipEncoder) -> None:
     size = encoder.image_size
     picture = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     tokens = tokens.to(device)
-    with _evaluating(exported):
+    with evaluating(exported):
         for given, again in (
             (exported.encode_image(picture), model.encode_image(picture)),
             (exported.encode_text(tokens), model.encode_text(tokens)),
@@ -278,15 +277,3 @@ def _prove(staged: Path, exported: FlatClip, encoder: OpenClipEncoder) -> None:
                     where="model",
                     remedy="keep Troth's own checkpoint",
                 )
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, and each of its parts back into its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -31,7 +31,11 @@ class Cut:
 
 @contextmanager
 def cut_at(site: Site) -> Iterator[Cut]:
-    """Run a network with gradients behind ``site`` and none before it."""
+    """Run a network with gradients from ``site`` on.
+
+    What passes the site by, such as the residual stream beside a norm, needs :func:`without_gradients` to keep no graph
+    of the layers before.
+    """
     cut = Cut()
     remove = site(cut)
     try:
@@ -39,6 +43,19 @@ def cut_at(site: Site) -> Iterator[Cut]:
             yield cut
     finally:
         remove()
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Let no parameter of a module require a gradient, and afterwards those that did."""
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def output_of(module: nn.Module) -> Site:

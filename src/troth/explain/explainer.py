@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -19,8 +18,9 @@ from torch import Tensor
 from troth.data import SampleError
 from troth.embed.pictures import Decoded, picture_transform
 from troth.encoders import ContrastiveModel, HeadsEncoder, OpenClipEncoder
+from troth.encoders.evaluating import evaluating
 from troth.errors import UserError
-from troth.explain.cut import cut_at, input_of
+from troth.explain.cut import cut_at, input_of, without_gradients
 from troth.explain.explanation import Explanation, Importance
 from troth.explain.gradcam import largest_to_one, min_max, token_strength, upsampled
 from troth.explain.places import (
@@ -88,7 +88,7 @@ class Explainer:
     A sphere's cosine and its negative angle have the same map: one is an increasing function of the other.
 
     Args:
-        model: the trained model; its mode, its gradients and its weights stay as they are. Heads load the frozen
+        model: the trained model; its modes, its gradients and its weights stay as they are. Heads load the frozen
             encoders that they are named with, once.
 
     Raises:
@@ -125,7 +125,7 @@ class Explainer:
             UserError: if the picture cannot be read, the caption has no words, or there is no such sphere.
         """
         scores = [self._similarity, *(self._sphere(number) for number in spheres)]
-        with self._evaluating():
+        with evaluating(self.model), without_gradients(self.model):
             try:
                 seen = self._sides.see(_encoded(picture))
             except SampleError as error:
@@ -150,15 +150,6 @@ class Explainer:
         one = replace(geometry, num_spheres=1)
         part = slice(number * geometry.sub_dim, (number + 1) * geometry.sub_dim)
         return lambda image, text: one.paired_similarity(image[:, part], text[:, part])
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(training)
 
 
 def explain(model: ContrastiveModel, picture: Picture, caption: str, *, spheres: Sequence[int] = ()) -> Explanation:

@@ -94,12 +94,23 @@ def timm_place(trunk: Any) -> ImagePlace:
     """Return the place of a timm model: the last block of a plain transformer, what pooling gets in all others."""
     embedding: Any = getattr(trunk, "patch_embed", None)
     if hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks") and hasattr(embedding, "patch_size"):
-        return ImagePlace(_first_norm(trunk.blocks[-1], "norm1"), _pair(embedding.patch_size))
+        # A hybrid's patches are of a feature map: patch_size counts its cells, feat_ratio pixels.
+        side = embedding.feat_ratio(as_scalar=False) if hasattr(embedding, "feat_ratio") else embedding.patch_size
+        last = trunk.blocks[-1]
+        return ImagePlace(input_of(last) if _norms_last(last) else _first_norm(last, "norm1"), _pair(side))
     return ImagePlace(
         result_of(trunk, "forward_features"),
         channels_last=str(getattr(trunk, "output_fmt", "NCHW")).endswith("NHWC"),
         prefix=int(getattr(trunk, "num_prefix_tokens", 0)),
     )
+
+
+def _norms_last(block: nn.Module) -> bool:
+    """Whether a block's ``norm1`` stands behind its attention, where a patch no longer reaches the class token."""
+    from timm.models.eva import EvaBlockPostNorm
+    from timm.models.vision_transformer import ResPostBlock
+
+    return isinstance(block, EvaBlockPostNorm | ResPostBlock)
 
 
 def frozen_image_place(module: nn.Module) -> ImagePlace:
