@@ -51,9 +51,13 @@ def test_explain_prints_words_and_writes_overlay_and_arrays(
         assert found["image"].shape == (3, 32, 32)
         assert found["cell_strength"].shape == (3, 2, 2)
         assert found["words"].tolist() == ["picture", "three"]
-        # The score is the sum of the spheres', so that all of them add up to it.
         assert f"{found['score'][0]:.4f}" in printed
-    assert call(str(run), str(pictures / "03.png"), "three", "--out", str(out), "--spheres", "all") == 0
+    everything = ["--out", str(out), "--arrays", str(arrays), "--spheres", "all"]
+    assert call(str(run), str(pictures / "03.png"), "three", *everything) == 0
+    with np.load(arrays) as found:
+        assert found["sphere"].tolist() == [-1, 0, 1, 2, 3]
+        # The score is the sum of the spheres', so that all of them add up to it.
+        assert found["score"][0] == pytest.approx(found["score"][1:].sum(), abs=1e-6)
     assert not list(tmp_path.glob("**/*.tmp*"))
 
 
