@@ -75,7 +75,7 @@ class MultiTokenHFText(HFTextEncoder):  # type: ignore[misc]
             position_ids=self._positions(x),
             token_type_ids=torch.zeros_like(words),
         )
-        tokens = output.last_hidden_state[:, : self.num_tokens]
+        tokens = torch.take_along_dim(output.last_hidden_state, self.class_places(x)[..., None], dim=1)
         pooler = getattr(self.transformer, "pooler", None)
         if isinstance(self.pooler, ClsPooler) and self.pooler.use_pooler_output and pooler is not None:
             # BERT's pooler takes the first token of a sequence.
