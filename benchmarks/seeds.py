@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.table import RESULTS, Record, report, save
+from benchmarks.table import Record, kept, report, save
 from troth.recipe import Recipe, from_dict, load, to_dict
 from troth.run.opened import OpenedRun, open_run
 from troth.run.training import resume, train
@@ -115,7 +114,8 @@ def table(
         for regime, row in cases
         if options.regime in (None, regime) and (not options.only or row in options.only)
     ]
-    kept = _kept(name, cases) if options.save else []
+    again = {f"{regime}: {row}" for regime, row in cases}
+    others = kept(name, again.__contains__) if options.save else []
     records: list[Record] = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         waiting = [
@@ -126,7 +126,7 @@ def table(
             records += summary(*case, [future.result() for future in futures])
             print(f"{case[0]}: {case[1]} done", flush=True)
             if options.save:
-                save(name, f"python -m benchmarks.{name}", options.save, kept + records)
+                save(name, f"python -m benchmarks.{name}", options.save, others + records)
     report(f"{title}, {len(seeds)} seed(s)", records)
 
 
@@ -143,13 +143,3 @@ def summary(regime: str, row: str, runs: Sequence[dict[str, float]]) -> Iterator
 def _folder(options: argparse.Namespace, regime: str, row: str, seed: int) -> Path:
     slug = "".join(letter if letter.isalnum() else "-" for letter in row.lower())
     return Path(options.runs) / ("quick" if options.quick else "full") / f"{regime}-{slug}-{seed}"
-
-
-def _kept(name: str, cases: Sequence[tuple[str, str]]) -> list[Record]:
-    """The saved records of other cases."""
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        return []
-    again = {f"{regime}: {row}" for regime, row in cases}
-    records = json.loads(path.read_text(encoding="utf-8"))["records"]
-    return [Record(each["case"], each["metric"], each["ours"]) for each in records if each["case"] not in again]

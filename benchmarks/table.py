@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,16 @@ def save(name: str, command: str, machine: str, records: Sequence[Record]) -> No
     temporary = RESULTS / f".{name}.json.{os.getpid()}"
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(RESULTS / f"{name}.json")
+
+
+def kept(name: str, again: Callable[[str], bool]) -> list[Record]:
+    """Return the saved records of a benchmark but for those of cases that are measured again."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return []
+    records = json.loads(path.read_text(encoding="utf-8"))["records"]
+    fields = ("case", "metric", "ours", "peer", "peer_name")
+    return [Record(*(each[field] for field in fields)) for each in records if not again(each["case"])]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -3,9 +3,9 @@
     python -m benchmarks.tokens [--quick] [--save]
 
 Both are image towers of the package's own open_clip ``ViT-B-16`` at 224 pixels, with the same weights but for the added
-tokens and the projection, one of 512 rows and one of 32 for each token: 197 places and 212. Inference mode, in float32
-and under bfloat16 autocast, on the same random pictures. The two alternate pass by pass in one process, so that a
-machine that drifts drifts for both; the ratio is that of the medians. "Design of the topology for contrastive
+tokens and the projection, to 512 dimensions the one and to 32 each the other: 197 places and 212. Inference mode, in
+float32 and under bfloat16 autocast, on the same random pictures. The two alternate pass by pass in one process, so that
+a machine that drifts drifts for both; the ratio is that of the medians. "Design of the topology for contrastive
 visual-textual alignment" says that the tokens cost little; the bar is 1.08.
 """
 

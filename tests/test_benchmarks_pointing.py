@@ -1,8 +1,12 @@
 """The pointing game's rules."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from benchmarks import pointing
+from benchmarks import pointing, table
 from PIL import Image
 
 
@@ -49,6 +53,42 @@ def test_every_quadrant_is_played() -> None:
 def test_drawings_are_spread_over_a_split() -> None:
     assert pointing.spread(10, 5) == [0, 2, 4, 6, 8]
     assert pointing.spread(3, 5) == [0, 1, 2]
+
+
+def test_saving_one_recipe_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    results = {"blank": [[(1.0, 0.5), (0.0, 0.5)]]}
+    monkeypatch.setattr(pointing, "played", lambda *_: results)
+
+    def saved(*only: str) -> dict:
+        monkeypatch.setattr("sys.argv", ["pointing", "--seeds", "1", "--save", "a machine", *only])
+        pointing.main()
+        return json.loads((tmp_path / "pointing.json").read_text())
+
+    first = saved()
+    assert first["command"] == "python -m benchmarks.pointing --seeds 1"
+    results["blank"] = [[(1.0, 0.5), (1.0, 0.5)]]
+    second = saved("--only", "heads-oblique")
+    assert second["command"].endswith(" --seeds 1 --only heads-infonce heads-oblique small-infonce")
+    assert second["records"][: len(first["records"])] == first["records"]
+    hits = {each["case"]: each["ours"] for each in second["records"] if each["metric"] == "hit_percent"}
+    assert hits == {"heads-infonce: blank": 50.0, "small-infonce: blank": 50.0, "heads-oblique: blank": 100.0}
+    third = saved("--only", "small-infonce")
+    assert third["command"] == second["command"]
+    assert len(third["records"]) == len(second["records"])
+
+
+def test_a_run_that_stopped_is_taken_up_and_quick_ones_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr(pointing, "trained", lambda _, folder: folders.append(folder))
+    monkeypatch.setattr("troth.run.open_run", lambda *_: SimpleNamespace(model=None))
+    monkeypatch.setattr("troth.explain.Explainer", lambda model: model)
+    (tmp_path / "full" / "small-infonce-0").mkdir(parents=True)
+    for quick in (False, True):
+        pointing.opened("small-infonce", 0, quick, tmp_path)
+    assert folders == [tmp_path / kind / "small-infonce-0" for kind in ("full", "quick")]
 
 
 def test_errors_are_of_drawings_and_of_seeds() -> None:
