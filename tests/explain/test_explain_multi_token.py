@@ -6,34 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.encoders.multi_token.towers import MULTI, TIMM_VIT
+from tests.encoders.multi_token.towers import SMALL as BASE
 from tests.explain.test_explainer import plain_grad_cam, run_block
 from tests.explain.towers import model_of, picture
-from troth.encoders import Multi, OpenClipEncoder, Small, Timm
+from troth.encoders import OpenClipEncoder
 from troth.explain import explain
 from troth.geometry import Oblique
 
-MULTI = Multi(sub_dim=8, num_tokens=3)
-SMALL = Small(
-    image_size=48,
-    patch_size=16,
-    embed_dim=24,
-    vision_width=64,
-    vision_layers=2,
-    text_width=64,
-    text_layers=2,
-    context_length=10,
-    multi=MULTI,
-)
-TIMM = Timm(
-    name="test_vit",
-    image_size=48,
-    embed_dim=24,
-    text_width=64,
-    text_layers=1,
-    text_heads=1,
-    context_length=10,
-    multi=MULTI,
-)
+SMALL = replace(BASE, image_size=48, context_length=10, multi=MULTI)
+TIMM = replace(TIMM_VIT, image_size=48, context_length=10, multi=MULTI)
 GEOMETRY = Oblique(sub_dim=8, num_spheres=3)
 CAPTION = "one unicornfish"
 

@@ -150,3 +150,10 @@ def test_one_token_of_the_models_own_width_is_the_default() -> None:
     assert (encoder.embed_dim, encoder.num_tokens) == (24, 1)
     assert Multi() == Multi(None, 16, "auto")
     assert SMALL.build(0).num_tokens == 1
+
+
+@pytest.mark.parametrize("part", ["visual", "text"])
+def test_features_between_blocks_are_refused_in_a_line(part: str) -> None:
+    tower = getattr(small().build(0).clip, part)
+    with pytest.raises(UserError, match="several class tokens do not give the features between"):
+        tower.forward_intermediates(torch.zeros(1, 3, 32, 32))

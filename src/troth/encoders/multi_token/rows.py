@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from troth.errors import UserError
+
 
 class Added(NamedTuple):
     """Where the rows of the added class tokens are in a parameter.
@@ -64,3 +66,12 @@ def project(tokens: Float[Tensor, "B m W"], projection: Any) -> Float[Tensor, "B
     elif projection is not None:
         tokens = tokens @ projection
     return tokens.flatten(1)
+
+
+def no_intermediates() -> UserError:
+    """Return the error of towers that are asked for what open_clip's keep between their blocks."""
+    return UserError(
+        "towers with several class tokens do not give the features between their blocks: open_clip's counts on one",
+        where="forward_intermediates",
+        remedy="register forward hooks on the blocks",
+    )

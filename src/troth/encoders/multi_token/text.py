@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from troth.encoders.multi_token.rows import Added, adopt, grown, new_projection, project
+from troth.encoders.multi_token.rows import Added, adopt, grown, new_projection, no_intermediates, project
 from troth.errors import UserError
 
 #: open_clip's standard deviation of the positions that a text tower starts with.
@@ -110,8 +110,8 @@ class MultiTokenText(TextTransformer):  # type: ignore[misc]
         return project(self.ln_final(tokens), self.text_projection)
 
     def forward_intermediates(self, *_: Any, **__: Any) -> Any:
-        """Not there: open_clip's counts on one token for each word."""
-        raise NotImplementedError
+        """Raise a UserError: open_clip's counts on one token for each word."""
+        raise no_intermediates()
 
 
 def _check_pooling(tower: TextTransformer) -> None:

@@ -12,7 +12,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from troth.encoders.multi_token.config import Trained
-from troth.encoders.multi_token.rows import Added, adopt, grown, new_linear, new_projection, project
+from troth.encoders.multi_token.rows import Added, adopt, grown, new_linear, new_projection, no_intermediates, project
 from troth.encoders.towers import first_line
 from troth.errors import UserError
 
@@ -69,8 +69,8 @@ class MultiTokenVision(VisionTransformer):  # type: ignore[misc]
         return project(self.ln_post(tokens), self.proj)
 
     def forward_intermediates(self, *_: Any, **__: Any) -> Any:
-        """Not there: open_clip's counts on one class token."""
-        raise NotImplementedError
+        """Raise a UserError: open_clip's counts on one class token."""
+        raise no_intermediates()
 
 
 def _check_pooling(tower: VisionTransformer) -> None:
@@ -149,8 +149,8 @@ class MultiTokenTimm(TimmModel):  # type: ignore[misc]
         return project(tokens, self.head)
 
     def forward_intermediates(self, *_: Any, **__: Any) -> Any:
-        """Not there: open_clip's takes what the trunk pools, which is one token."""
-        raise NotImplementedError
+        """Raise a UserError: open_clip's takes what the trunk pools, which is one token."""
+        raise no_intermediates()
 
 
 def _trunk_with_tokens(name: str, single: Any, num_tokens: int, vision_cfg: dict[str, Any]) -> Any:
