@@ -39,7 +39,7 @@ def test_what_is_no_saved_diagnostics_is_one_line(tmp_path: Path) -> None:
     for text, words in (
         ("{", "not saved diagnostics"),
         ("[]", "not saved diagnostics"),
-        (whole.replace('"version": 1', '"version": 99'), "version 99, this Troth reads 1"),
+        (whole.replace('"version": 1', '"version": 99'), r"json: diagnostics of version 99, this Troth reads 1"),
         (whole.replace('"step": 200', '"step": "soon"'), "step: Input should be a valid integer"),
         (whole.replace('"array": "scale/step"', '"array": "elsewhere"'), "not saved diagnostics"),
     ):

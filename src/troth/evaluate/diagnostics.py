@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from troth.data.files import atomic_path
+from troth.data.saved import reading
 from troth.errors import UserError
 from troth.evaluate.distances import PairDistances
 from troth.evaluate.token_subsets import SubsetAccuracy
@@ -121,25 +121,13 @@ class Diagnostics:
             UserError: if a file is missing, or does not hold diagnostics of this version.
         """
         path = folder / DIAGNOSTICS_NAME
-        try:
+        with reading("saved diagnostics", path, remedy="give a folder that troth diagnose wrote"):
             record = json.loads(path.read_text(encoding="utf-8"))
             version = record.pop("version")
             if version != _VERSION:
                 raise UserError(f"diagnostics of version {version}, this Troth reads {_VERSION}", where=str(path))
             with (folder / _ARRAYS_NAME).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return _adapter().validate_python(_put_back(record, arrays))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"no such file: {Path(error.filename).name}",
-                where=str(folder),
-                remedy="give a folder that troth diagnose wrote",
-            ) from error
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"])
-            raise UserError(f"{place}: {problem['msg']}", where=str(path)) from error
-        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(f"not saved diagnostics ({type(error).__name__}: {error})", where=str(path)) from error
 
 
 @cache

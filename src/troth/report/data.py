@@ -15,16 +15,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from troth.data.files import atomic_path
+from troth.data.saved import reading
 from troth.errors import UserError
 
 _VERSION = 1
@@ -259,7 +259,7 @@ class ReportData:
             UserError: if a file is missing or does not hold a report of this version.
         """
         path = folder / "report.json"
-        try:
+        with reading("a saved report", path, remedy="give a folder a run saved"):
             record = json.loads(path.read_text(encoding="utf-8"))
             version = record.pop("version")
             if version != _VERSION:
@@ -269,18 +269,6 @@ class ReportData:
                 for number, method in enumerate(record["methods"]):
                     _put_arrays(method, number, arrays)
             return TypeAdapter(cls).validate_python(record)
-        except UserError:
-            raise
-        except FileNotFoundError as error:
-            raise UserError(
-                f"no such file: {Path(error.filename).name}", where=str(folder), remedy="give a folder a run saved"
-            ) from error
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"])
-            raise UserError(f"{place}: {problem['msg']}", where=str(path)) from error
-        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise UserError(f"not a saved report ({type(error).__name__}: {error})", where=str(path)) from error
 
 
 def _safe(names: list[str]) -> list[str]:

@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from troth.data.files import atomic_path
 from troth.evaluate import Diagnostics
 from troth.evaluate.distances import PAIR_KINDS
 from troth.report import diagnostics_figures as figures
 from troth.report.diagnostics_summary import data_sentence, rows, scale_sentence, subset_sentence
-from troth.report.html import environment
+from troth.report.html import write_page
 
 PAGE_NAME = "diagnostics.html"
 
@@ -54,22 +53,16 @@ def render_diagnostics(diagnostics: Diagnostics | Path, out: Path) -> Path:
     scale = figures.scale_figure(
         data.scale, name="scale", description=f"Scale over training. {scale_sentence(data.scale)}"
     )
-    text = (
-        environment()
-        .get_template("diagnostics.html.j2")
-        .render(
-            data=data,
-            rows=rows(data),
-            scale=Markup(scale),
-            scale_text=scale_sentence(data.scale),
-            histograms=_histograms(data),
-            subsets=_subsets(data),
-        )
+    return write_page(
+        out / PAGE_NAME,
+        "diagnostics.html.j2",
+        data=data,
+        rows=rows(data),
+        scale=Markup(scale),
+        scale_text=scale_sentence(data.scale),
+        histograms=_histograms(data),
+        subsets=_subsets(data),
     )
-    page = out / PAGE_NAME
-    with atomic_path(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return page
 
 
 def _histograms(data: Diagnostics) -> list[dict[str, str | Markup]]:

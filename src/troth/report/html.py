@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2 import PackageLoader, StrictUndefined
@@ -33,36 +34,35 @@ def render_report(run_data: ReportData | Path, out: Path) -> Path:
     page = out if out.suffix == ".html" else out / "report.html"
     folder = page.with_name(f"{page.stem}_files")
     thumbnails = write_thumbnails(data.images, folder)
-    text = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            data=data,
-            headline=headline(data),
-            rows=table_rows(data),
-            charts=_charts(data),
-            histograms=_histograms(data),
-            numbers={method.name: number % figures.NUM_SERIES for number, method in enumerate(data.methods)},
-            labels={method.name: method.label for method in data.methods},
-            thumbnail=lambda name: f"{folder.name}/{thumbnails[name]}" if name in thumbnails else None,
-            duration=duration,
-            signed=lambda score: f"{score:.2f}".replace("-", "−"),
-        )
+    return write_page(
+        page,
+        "report.html.j2",
+        data=data,
+        headline=headline(data),
+        rows=table_rows(data),
+        charts=_charts(data),
+        histograms=_histograms(data),
+        numbers={method.name: number % figures.NUM_SERIES for number, method in enumerate(data.methods)},
+        labels={method.name: method.label for method in data.methods},
+        thumbnail=lambda name: f"{folder.name}/{thumbnails[name]}" if name in thumbnails else None,
+        duration=duration,
+        signed=lambda score: f"{score:.2f}".replace("-", "−"),
     )
-    with atomic_path(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return page
 
 
-def environment() -> jinja2.Environment:
-    """Return what renders the package's templates; everything is escaped but what is marked up already."""
-    return jinja2.Environment(
+def write_page(page: Path, template: str, **values: Any) -> Path:
+    """Render one of the package's templates to ``page``; everything is escaped but what is marked up already."""
+    environment = jinja2.Environment(
         loader=PackageLoader("troth.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    text = environment.get_template(template).render(**values)
+    with atomic_path(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page
 
 
 def _charts(data: ReportData) -> list[dict[str, str | Markup]]:
