@@ -209,6 +209,9 @@ def test_damaged_and_foreign_folders_are_refused_in_one_line(tmp_path):
     assert "model.safetensors is missing" in refused()
     (folder / WEIGHTS).write_bytes(weights)
     assert "form 2" in changed(form=2)
+    assert "'../export/model.safetensors' is no file of the folder's own" in changed(
+        files=["../export/model.safetensors"]
+    )
     assert "ValidationError" in changed(geometry={"kind": "obliq"})
     assert "ValidationError" in changed(model={"kind": "small", "imagesize": 3})
     assert "Missing key" in changed(model=json.loads(record)["model"] | {"text_layers": 2})

@@ -67,7 +67,7 @@ def _exportable(model: ContrastiveModel) -> OpenClipEncoder:
         raise UserError(
             f"open_clip compares on the sphere only; this model lives on {model.geometry.kind!r}",
             where="geometry.kind",
-            remedy="keep Troth's own checkpoint, or train with kind = 'sphere'",
+            remedy="export_flat writes oblique inner products as flat models, and so does `troth export`",
         )
     encoder = open_clip_towers(model)
     if encoder.multi is not None:

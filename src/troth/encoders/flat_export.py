@@ -209,6 +209,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((folder / FLAT_RECORD).read_text(encoding="utf-8"))
         form, digest = record["form"], record["sha256"]
+        if strange := [name for name in record["files"] if Path(name).name != name]:
+            raise ValueError(f"{strange[0]!r} is no file of the folder's own")
         missing = sorted(name for name in record["files"] if not (folder / name).is_file())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{FLAT_RECORD} is damaged: {first_line(error)}", where=str(folder), remedy=_REMEDY) from error
