@@ -26,7 +26,7 @@ from troth.errors import UserError
 from troth.evaluate.tasks import ConceptTask, RetrievalTask, TaskConfig, ZeroShotTask
 from troth.geometry import GeometryConfig, Sphere
 from troth.objectives import InfoNCE, ObjectiveConfig
-from troth.train import EpisodesConfig, TeacherConfig, TrainConfig, UnpairedConfig
+from troth.train import EpisodesConfig, JudgeConfig, TeacherConfig, TrainConfig, UnpairedConfig
 from troth.types import STRICT
 
 #: How a recipe says None, for which TOML has no word: ``scale.cap = "none"``.
@@ -95,6 +95,8 @@ class Recipe:
         scale: the multiplier of the similarities.
         objective: what is minimised.
         teacher: whose image features an objective copies; None, unless the objective needs one.
+        judge: who says, from frozen features, which pairs are right; its weights and points go with the pairs. None:
+            nobody does.
         episodes: how training is cut into episodes whose clusters an objective learns from; None: it is not.
         unpaired: images and captions without pairs, learned from after the pairs; None: there are none.
         train: epochs, batch, optimiser, learning rate, precision, checkpoints.
@@ -111,6 +113,7 @@ class Recipe:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     objective: ObjectiveConfig = field(default_factory=InfoNCE)
     teacher: TeacherConfig | None = None
+    judge: JudgeConfig | None = None
     episodes: EpisodesConfig | None = None
     unpaired: UnpairedConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -56,6 +56,21 @@ class UnpairedRows:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedRows:
+    """What a judge thinks of the pairs of a batch.
+
+    Attributes:
+        weight: ``(B,)`` the probability that each is right.
+        image: ``(B, r)`` unit points of the images in the judge's space.
+        text: ``(B, r)`` unit points of the captions that the pairs have.
+    """
+
+    weight: Float[Tensor, " B"]
+    image: Float[Tensor, "B r"]
+    text: Float[Tensor, "B r"]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedBatch:
     """This rank's part of a batch, and what is known about it.
 
@@ -64,6 +79,7 @@ class LoadedBatch:
         skipped: the samples that could not be read and were replaced.
         mismatched: ``(B,)`` True where noise injection gave the pair other captions than its own.
         teacher_image: ``(B, F)`` a frozen teacher's features of the images, or None.
+        judged: what a judge thinks of the pairs, or None.
         unpaired: what is known of rows behind the pairs that are none, or None. Where there are such rows,
             ``mismatched`` and ``teacher_image`` are of the pairs only.
     """
@@ -72,6 +88,7 @@ class LoadedBatch:
     skipped: tuple[LedgerEntry, ...]
     mismatched: Bool[Tensor, " B"]
     teacher_image: Float[Tensor, "B F"] | None = None
+    judged: JudgedRows | None = None
     unpaired: UnpairedRows | None = None
 
 

@@ -15,7 +15,7 @@ from troth.encoders.flat import FlatClip
 from troth.encoders.flat_export import LoadedExport, export_flat, has_open_clip_form, load_export
 from troth.encoders.frozen import FrozenImageEncoder, FrozenTextEncoder
 from troth.encoders.hashing import hash_module, hash_tensors
-from troth.encoders.heads import Heads, HeadsEncoder
+from troth.encoders.heads import Heads, HeadsEncoder, SpectralHead
 from troth.encoders.locking import apply_towers
 from troth.encoders.multi_token import Multi
 from troth.encoders.open_clip_models import OpenClip, Small
@@ -48,6 +48,7 @@ __all__ = [
     "PlainEncoder",
     "ScaleConfig",
     "Small",
+    "SpectralHead",
     "Timm",
     "Tokenize",
     "TowerTraining",

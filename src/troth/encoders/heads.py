@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -111,6 +112,53 @@ class MultiTokenHead(ResidualHead):
         return projected
 
 
+class SpectralHead(nn.Module):
+    """A head beside a fixed linear map that is known before training: it learns what the map leaves out.
+
+    .. code-block:: text
+
+        features = normalize((normalize(x) - mean) matrix) + head(x)          head(x) = 0 at the start
+
+    The map is the closed-form alignment of the judge (:mod:`troth.judge`), put in by :meth:`install`; it is saved with
+    the weights and not trained. Until then it is zero.
+
+    Args:
+        head: what learns; its last layer is set to zero.
+        feature_dim: dimension of the frozen features.
+        embed_dim: dimension of the embeddings.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, head: ResidualHead, feature_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.head = head
+        last = head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("matrix", torch.zeros(feature_dim, embed_dim))
+
+    @torch.no_grad()
+    def install(self, mean: Float[Tensor, " F"], matrix: Float[Tensor, "F r"]) -> None:
+        """Take over a map of at most ``embed_dim`` directions; of more, the first."""
+        kept = min(matrix.shape[1], self.matrix.shape[1])
+        self.mean.copy_(mean)
+        self.matrix.zero_()
+        self.matrix[:, :kept].copy_(matrix[:, :kept])
+
+    def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:
+        """Return the map's unit vector plus what the head adds."""
+        learned: Tensor = self.head(features)
+        # The map is exact in float32 only: autocast would round what training is to improve on.
+        with torch.autocast(features.device.type, enabled=False):
+            unit = F.normalize(features.float(), dim=-1)
+            fixed = F.normalize((unit - self.mean.float()) @ self.matrix.float(), dim=-1)
+        return fixed + learned
+
+
 class HeadsEncoder(FeatureEncoder):
     """Two residual heads. Its "images" are ``(B, image_feature_dim)`` features, its "texts" likewise.
 
@@ -181,6 +229,8 @@ class Heads:
             the source carries vectors, which need no frozen encoder.
         text_feature_dim: dimension of the text features; None likewise.
         multi: several class tokens in each head (:class:`MultiTokenHead`); None: one.
+        skip: ``spectral``: beside each head stands the judge's linear map (:class:`SpectralHead`), which is where
+            training begins; needs a judge. ``none``: there is nothing beside it.
     """
 
     kind: Literal["heads"] = "heads"
@@ -196,11 +246,14 @@ class Heads:
     image_feature_dim: Count | None = None
     text_feature_dim: Count | None = None
     multi: Multi | None = None
+    skip: Literal["none", "spectral"] = "none"
 
     @model_validator(mode="after")
     def _tokens_fit(self) -> Heads:
         if self.multi is not None and self.multi.text_attention != "auto":
             raise ValueError("multi.text_attention: heads have no words to attend to, leave it out")
+        if self.multi is not None and self.skip != "none":
+            raise ValueError("skip: several class tokens have no linear map beside them, leave one of the two out")
         return self
 
     @property
@@ -210,11 +263,12 @@ class Heads:
             return self.embed_dim
         return self.multi.num_tokens * self.multi.token_dim(self.embed_dim)
 
-    def build_head(self, feature_dim: int) -> ResidualHead:
+    def build_head(self, feature_dim: int) -> ResidualHead | SpectralHead:
         """Build the head of one modality."""
         shape = (feature_dim, self.hidden_dim, self.depth, self.dropout)
         if self.multi is None:
-            return ResidualHead(*shape, self.embed_dim)
+            head = ResidualHead(*shape, self.embed_dim)
+            return head if self.skip == "none" else SpectralHead(head, feature_dim, self.embed_dim)
         return MultiTokenHead(*shape, self.multi.token_dim(self.embed_dim), self.multi.num_tokens)
 
     def build(self, seed: int = 0) -> HeadsEncoder:

@@ -12,6 +12,7 @@ from troth.objectives.clean_posterior import CleanPosterior
 from troth.objectives.composition import ObjectiveConfig, Reweighted, Sum, WeightConfig, parts
 from troth.objectives.cyclip import CyCLIP
 from troth.objectives.decl import DeCL
+from troth.objectives.distillation import Distillation
 from troth.objectives.gamma_weights import GammaWeights
 from troth.objectives.generalized_ce import GeneralizedCE
 from troth.objectives.global_infonce import GlobalInfoNCE
@@ -32,6 +33,7 @@ __all__ = [
     "CleanPosterior",
     "CyCLIP",
     "DeCL",
+    "Distillation",
     "ExternalPrototypes",
     "GammaWeights",
     "GeneralizedCE",

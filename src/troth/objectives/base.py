@@ -54,6 +54,11 @@ class Objective(ABC):
         return False
 
     @property
+    def needs_judge(self) -> bool:
+        """Whether the pairs must carry a judge's points of images and captions."""
+        return False
+
+    @property
     def needs_prototypes(self) -> bool:
         """Whether the run needs episodes, whose clusters the pairs must carry."""
         return False

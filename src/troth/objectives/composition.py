@@ -20,6 +20,7 @@ from troth.objectives.base import About, Objective
 from troth.objectives.clean_posterior import CleanPosterior
 from troth.objectives.cyclip import CyCLIP
 from troth.objectives.decl import DeCL
+from troth.objectives.distillation import Distillation
 from troth.objectives.gamma_weights import GammaWeights
 from troth.objectives.generalized_ce import GeneralizedCE
 from troth.objectives.global_infonce import GlobalInfoNCE
@@ -82,6 +83,11 @@ class Sum(Objective):
     def needs_teacher(self) -> bool:
         """Whether any term needs a teacher's image features."""
         return any(objective.needs_teacher for _, objective in self.terms)
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether any term needs a judge's points."""
+        return any(objective.needs_judge for _, objective in self.terms)
 
     @property
     def needs_prototypes(self) -> bool:
@@ -161,6 +167,11 @@ class Reweighted(Objective):
         return self.objective.needs_teacher
 
     @property
+    def needs_judge(self) -> bool:
+        """Whether the objective needs a judge's points."""
+        return self.objective.needs_judge
+
+    @property
     def needs_prototypes(self) -> bool:
         """Whether the objective needs the clusters of episodes."""
         return self.objective.needs_prototypes
@@ -197,6 +208,7 @@ ObjectiveConfig = Annotated[
     | DeCL
     | GammaWeights
     | MMCL
+    | Distillation
     | Affinity
     | Mimic
     | CyCLIP

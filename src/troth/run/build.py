@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -31,13 +32,13 @@ from troth.embed import FeatureCache, FrozenEncoders
 from troth.embed.features import FrozenFeatures, Progress, distinct_captions
 from troth.embed.pictures import picture_transform
 from troth.embed.vectors import carried_features
-from troth.encoders import ContrastiveModel, Heads, OpenClipEncoder, apply_towers
+from troth.encoders import ContrastiveModel, Heads, HeadsEncoder, OpenClipEncoder, SpectralHead, apply_towers
 from troth.errors import UserError
 from troth.geometry import FILIP
 from troth.recipe import Recipe
 from troth.run.checks import at, check, check_tokens, check_weights
 from troth.run.vectors import check_alike, fitted
-from troth.train import Episodes, TaughtData, TaughtRun, TaughtStream, Teacher, UnpairedConfig
+from troth.train import Episodes, JudgedPairs, JudgedStream, TaughtData, TaughtRun, TaughtStream, Teacher, UnpairedConfig
 from troth.train.hardware import resolve_device
 
 
@@ -83,7 +84,16 @@ class Built:
             episodes = Episodes(config, stream.plan, with_prototypes=self.recipe.objective.needs_prototypes)
             episodes.check(self.recipe.train.epochs)
             return episodes
-        data = TaughtData(
+        with _main_rank_first(), at("episodes.external"):
+            external = config.external.build(self._taught_data())
+        if ledger is not None:
+            ledger.extend(external.ledger)
+        episodes = Episodes(config, stream.plan, external)
+        episodes.check(self.recipe.train.epochs)
+        return episodes
+
+    def _taught_data(self) -> TaughtData:
+        return TaughtData(
             self.source,
             self.noise,
             self.reserve,
@@ -92,13 +102,30 @@ class Built:
             num_workers=self.recipe.train.num_workers or None,
             on_progress=self.on_progress,
         )
-        with _main_rank_first(), at("episodes.external"):
-            external = config.external.build(data)
-        if ledger is not None:
-            ledger.extend(external.ledger)
-        episodes = Episodes(config, stream.plan, external)
-        episodes.check(self.recipe.train.epochs)
-        return episodes
+
+    @cached_property
+    def judged(self) -> JudgedPairs | None:
+        """What the recipe's judge thinks of the training pairs, found out once; None if there is no judge.
+
+        Raises:
+            UserError: if the judge cannot know the pairs, or its encoders cannot be loaded.
+        """
+        if self.recipe.judge is None:
+            return None
+        features = self._features(self.source, self.reserve, None)
+        with _main_rank_first(), at("judge"):
+            return self.recipe.judge.build(self._taught_data(), self.recipe.seed, features)
+
+    def begin(self) -> None:
+        """Put the judge's maps beside heads that are to have them. A checkpoint brings its own."""
+        if isinstance(self.recipe.model, Heads) and self.recipe.model.skip == "spectral":
+            assert self.judged is not None, "checked with the recipe"
+            alignment = self.judged.judgement.alignment
+            encoder = self.model.encoder
+            assert isinstance(encoder, HeadsEncoder)
+            for head, found in ((encoder.image_head, alignment.image), (encoder.text_head, alignment.text)):
+                assert isinstance(head, SpectralHead)
+                head.install(found.mean, found.matrix)
 
     @property
     def _cache(self) -> FeatureCache:
@@ -129,6 +156,8 @@ class Built:
             stream = self._paired_stream(ledger)
         if teacher is not None:
             stream = TaughtStream(stream, teacher)
+        if self.judged is not None:
+            stream = JudgedStream(stream, self.judged)
         return stream if self.recipe.unpaired is None else self._with_unpaired(stream, self.recipe.unpaired, ledger)
 
     def _teacher(self) -> Teacher | None:

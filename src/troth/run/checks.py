@@ -58,6 +58,7 @@ def check(recipe: Recipe, model: ContrastiveModel) -> None:
     """Raise a UserError where the recipe's sections do not fit each other, or its model."""
     _check_augmentation(recipe, model)
     _check_teacher(recipe, model)
+    _check_judge(recipe)
     _check_episodes(recipe)
     _check_unpaired(recipe)
 
@@ -95,6 +96,39 @@ def _check_teacher(recipe: Recipe, model: ContrastiveModel) -> None:
             where="teacher",
             remedy=f'such as teacher = {{ kind = "{kind}" }}',
         )
+
+
+def _check_judge(recipe: Recipe) -> None:
+    """Raise a UserError unless there is a judge exactly where something goes by one."""
+    spectral = isinstance(recipe.model, Heads) and recipe.model.skip == "spectral"
+    if recipe.judge is None:
+        if recipe.objective.needs_judge or spectral:
+            raise UserError(
+                "the objective learns from a judge's points, and the recipe has no judge"
+                if recipe.objective.needs_judge
+                else "model.skip puts a judge's map beside the heads, and the recipe has no judge",
+                where="judge",
+                remedy="add a [judge] section; it may be empty",
+            )
+        return
+    if not (recipe.objective.needs_judge or spectral or _unnamed_weights(recipe)):
+        raise UserError(
+            "nothing in the recipe goes by a judge",
+            where="judge",
+            remedy='weigh the pairs with objective.by.kind = "given", add a "distillation" term, or set it to "none"',
+        )
+    if recipe.unpaired is not None:
+        raise UserError(
+            "a judge knows pairs only, and the run learns from unpaired data too",
+            where="judge",
+            remedy='set one of the two sections to "none"',
+        )
+
+
+def _unnamed_weights(recipe: Recipe) -> bool:
+    """Whether the objective counts pairs by weights that come with them."""
+    found = parts(recipe.objective, State(1, "none"))
+    return any(isinstance(part, GivenWeights) and part.file is None for part, _ in found)
 
 
 def _check_episodes(recipe: Recipe) -> None:
@@ -150,11 +184,10 @@ def _check_unpaired(recipe: Recipe) -> None:
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Refuse weights that the data would have to carry: no source has any."""
-    for part, _ in parts(recipe.objective, State(1, "none")):
-        if isinstance(part, GivenWeights) and part.file is None:
-            raise UserError(
-                "the data carry no weights",
-                where="objective.by.file",
-                remedy='name a table of weights by sample id, such as an audit\'s: file = "audit.parquet"',
-            )
+    """Refuse weights that the pairs would have to carry where nobody gives them any."""
+    if recipe.judge is None and _unnamed_weights(recipe):
+        raise UserError(
+            "the data carry no weights",
+            where="objective.by.file",
+            remedy='name a table of weights by sample id, such as an audit\'s: file = "audit.parquet", or add a [judge]',
+        )

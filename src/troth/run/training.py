@@ -26,7 +26,7 @@ from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
 from troth.run.start import start
 from troth.run.vectors import check_task_sources
-from troth.train import Checkpoints, Episodes, Trainer, TrainResult, UnpairedTrainer, dry_run
+from troth.train import JUDGEMENT_NAME, Checkpoints, Episodes, Trainer, TrainResult, UnpairedTrainer, dry_run
 from troth.train.hardware import resolve_device
 from troth.train.resume import holds_run
 
@@ -64,6 +64,8 @@ def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None,
             recipes.save(built.recipe, folder / RECIPE_NAME)
             if isinstance(built.noise, CaptionAssignment) and built.noise.mismatched.any():
                 built.noise.save(folder / NOISE_NAME)
+            if built.judged is not None:
+                built.judged.save(folder / JUDGEMENT_NAME)
         return _finish(trainer, folder, resume=False)
 
 
@@ -88,6 +90,7 @@ def _trainer(built: Built, folder: Path, *, progress: bool) -> Trainer:
     ledger = Ledger(built.source.ledger)
     _open_tasks(built)
     stream = built.stream(ledger)
+    built.begin()
 
     def evaluate(model: ContrastiveModel, epoch: int) -> dict[str, float]:
         results = run_tasks(recipe, model, frozen=built.frozen)
@@ -152,6 +155,7 @@ def show_dry_run(recipe: Recipe) -> None:
             start(recipe, built.model)
             _open_tasks(built)
             stream = built.stream()
+            built.begin()
         episodes = built.episodes(stream)
         report = dry_run(
             built.model,

@@ -27,7 +27,14 @@ from troth.similarity.logsumexp import LogPartition, LogWeights
 from troth.similarity.matches import Matches
 from troth.similarity.pairwise import MarginFunction, MarginSum
 from troth.similarity.prototypes import PrototypePairs
-from troth.similarity.soft import Affinities, Evidence, OwnLogits, SoftCrossEntropy, SwappedLogits
+from troth.similarity.soft import (
+    Affinities,
+    Evidence,
+    OwnLogits,
+    SoftCrossEntropy,
+    SwappedLogits,
+    TeacherCosines,
+)
 from troth.similarity.targets import BinaryCrossEntropy, KnownMatches, TargetCrossEntropy
 from troth.types import Side
 
@@ -58,6 +65,8 @@ class Pairs:
         matches: which captions are known to fit which images beyond the given pairs, or None.
         weight: ``(B,)`` how much each pair's loss counts, given with the data, or None.
         teacher_image: ``(B, Dt)`` a frozen teacher's image features, or None.
+        teacher_points: ``(B, r)`` unit points of the images and of the captions in a frozen teacher's common space, or
+            None.
         prototypes: projected embeddings with the clusters they belong to, or None where the run has no episodes.
         tile: rows and columns of a tile.
     """
@@ -71,6 +80,7 @@ class Pairs:
     matches: Matches | None = None
     weight: Float[Tensor, " B"] | None = None
     teacher_image: Float[Tensor, "B Dt"] | None = None
+    teacher_points: TwoWay | None = None
     prototypes: PrototypePairs | None = None
     tile: tuple[int, int] = TILE
 
@@ -92,6 +102,8 @@ class Pairs:
                 raise ValueError(f"{name} must be ({len(self.image)},), one for each pair, not {tuple(values.shape)}")
         if self.teacher_image is not None and len(self.teacher_image) != len(self.image):
             raise ValueError(f"teacher_image has {len(self.teacher_image)} rows for {len(self.image)} pairs")
+        if self.teacher_points is not None and {len(points) for points in self.teacher_points} != {len(self.image)}:
+            raise ValueError(f"teacher_points must have {len(self.image)} rows of images and of captions")
         for name, number in (("scale", self.scale), ("bias", self.bias)):
             if number is not None and number.numel() != 1:
                 raise ValueError(f"{name} must be one number, not {tuple(number.shape)}")
@@ -248,7 +260,7 @@ class Pairs:
             q_ij     = softmax over j of evidence[i, j], held fixed
 
         Args:
-            evidence: one of :meth:`affinities`, :meth:`own_logits`, :meth:`swapped_logits`.
+            evidence: one of :meth:`affinities`, :meth:`own_logits`, :meth:`swapped_logits`, :meth:`teacher_cosines`.
             share: how much of the target is soft.
         """
         return self._fused(lambda side: SoftCrossEntropy(evidence(side), share))
@@ -257,6 +269,17 @@ class Pairs:
         """Return each modality's cosines within itself, times ``sharpness``, as evidence."""
         image, text = (F.normalize(points.detach(), dim=-1) for points in (self.image, self.text))
         return lambda _: Affinities(image, text, sharpness)
+
+    def teacher_cosines(self, sharpness: float) -> Callable[[Side], Evidence]:
+        """Return the cosines of the teacher's images with its captions, times ``sharpness``, as evidence.
+
+        Raises:
+            ValueError: if the pairs carry no :attr:`teacher_points`.
+        """
+        if self.teacher_points is None:
+            raise ValueError("there is no teacher of both modalities: give Pairs its points, teacher_points=")
+        image, text = (points.detach().to(self.image) for points in self.teacher_points)
+        return lambda _: TeacherCosines(image, text, sharpness)
 
     def own_logits(self, sharpness: float) -> Callable[[Side], Evidence]:
         """Return the logits themselves, times ``sharpness``, as evidence."""

@@ -105,6 +105,31 @@ class Affinities:
         return rows.mul_(self.sharpness), columns.mul_(self.sharpness)
 
 
+@dataclass(frozen=True, slots=True)
+class TeacherCosines:
+    """What a teacher of both modalities believes: its images against its captions.
+
+    Attributes:
+        image: ``(B, r)`` the teacher's unit points of the images, detached.
+        text: ``(B, r)`` its unit points of the captions, detached.
+        sharpness: multiplies their cosines.
+    """
+
+    image: Tensor
+    text: Tensor
+    sharpness: float
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The points of both modalities."""
+        return self.image, self.text
+
+    def __call__(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Return the same for both directions."""
+        evidence = (block.row_inputs[0] @ block.column_inputs[1].T).mul_(self.sharpness)
+        return evidence, evidence
+
+
 class SoftCrossEntropy:
     """``log sum_j exp(l_ij) - (1 - share) l_ii - share sum_j q_ij l_ij`` with ``q_i = softmax_j(evidence_ij)``, held
     fixed.

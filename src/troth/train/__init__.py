@@ -16,6 +16,7 @@ from troth.train.external_teacher import (
     TaughtData,
     TextTeacher,
 )
+from troth.train.judging import JUDGEMENT_NAME, JudgeConfig, JudgedPairs, JudgedStream
 from troth.train.loop import LEDGER_NAME, Evaluate, Trainer, TrainResult
 from troth.train.momentum_teacher import MomentumTeacher
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
@@ -33,6 +34,7 @@ from troth.train.teacher import (
 from troth.train.unpaired import UnpairedTrainer
 
 __all__ = [
+    "JUDGEMENT_NAME",
     "LEDGER_NAME",
     "LOG_NAME",
     "AverageConfig",
@@ -48,6 +50,9 @@ __all__ = [
     "FileTeacher",
     "ImageTeacher",
     "InputTeacher",
+    "JudgeConfig",
+    "JudgedPairs",
+    "JudgedStream",
     "MomentumTeacher",
     "OnlineTeacher",
     "OptimizerConfig",

@@ -14,7 +14,7 @@ from troth.data.loader import LoadedBatch, UnpairedRows
 from troth.encoders.contrastive import ContrastiveModel, Features
 from troth.errors import UserError
 from troth.objectives.base import Objective
-from troth.similarity import GroupMatches, Pairs
+from troth.similarity import GroupMatches, Pairs, TwoWay
 from troth.state import State
 from troth.train import accumulate
 from troth.train.average import AverageConfig, AveragedWeights
@@ -139,7 +139,7 @@ class TrainStep:
         batch = loaded.batch.to(self._parameters[0].device, channels_last=self.channels_last)
         unpaired = loaded.unpaired
         given = batch if unpaired is None else batch.slice(0, unpaired.num_paired)
-        teacher_image = self._teacher_image(loaded, given)
+        teacher_image, judged = self._teacher_image(loaded, given), loaded.judged
         matches = GroupMatches(caption_groups(given.text))
         if self._replica is None:
             sample = batch.slice(0, self.micro_batch_size or len(batch))
@@ -159,7 +159,11 @@ class TrainStep:
                 index=given.index,
                 geometry=self.model.geometry,
                 matches=matches,
+                weight=None if judged is None else judged.weight.to(features.image),
                 teacher_image=None if teacher_image is None else teacher_image.to(features.image),
+                teacher_points=None
+                if judged is None
+                else TwoWay(judged.image.to(features.image), judged.text.to(features.image)),
                 prototypes=None if self.episodes is None else self.episodes.pairs(step, features, self.state),
             )
             losses = self.objective(pairs, self.state)

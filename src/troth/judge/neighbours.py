@@ -1,0 +1,89 @@
+"""What a picture's caption should be like, going by the captions of pictures like it; and the reverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from troth.geometry import Sphere
+from troth.similarity import topk
+
+#: Of the softmax over neighbours' cosines.
+_TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class NeighbourPredictions:
+    """Neighbours of every sample within each modality, found once; what they predict changes with the weights.
+
+    .. code-block:: text
+
+        predicted_i = sum_{n in neighbours(i)} a_in y_n / sum a_in  -  mean(y)      a_in = w_n exp(<x_i, x_n> / 0.1)
+        score(i, j) = <predicted_i, y_j>
+
+    for pictures by their neighbouring pictures, and for captions by their neighbouring captions. A sample is not its
+    own neighbour.
+
+    Source: the idea of a caption's neighbourhood as evidence is that of Zhang et al. 2025, "LEMoN: label error
+    detection using multimodal neighbors"; this centred form with weights is ours.
+
+    Attributes:
+        image: ``(N, F)`` centred unit image features.
+        text: ``(N, G)`` centred unit text features.
+        near_image: ``(N, k)`` the nearest pictures of each picture, nearest first.
+        near_text: ``(N, k)`` the nearest captions of each caption.
+        closeness_image: ``(N, k)`` their cosines.
+        closeness_text: ``(N, k)`` theirs.
+    """
+
+    image: Float[Tensor, "N F"]
+    text: Float[Tensor, "N G"]
+    near_image: Int64[Tensor, "N k"]
+    near_text: Int64[Tensor, "N k"]
+    closeness_image: Float[Tensor, "N k"]
+    closeness_text: Float[Tensor, "N k"]
+
+    @classmethod
+    def of(cls, image_features: Float[Tensor, "N F"], text_features: Float[Tensor, "N G"], k: int) -> NeighbourPredictions:
+        """Find the ``k`` nearest of each sample in each modality, by cosine about the mean."""
+        image = F.normalize(image_features - image_features.mean(dim=0), dim=-1)
+        text = F.normalize(text_features - text_features.mean(dim=0), dim=-1)
+        closeness_image, near_image = _others(image, k)
+        closeness_text, near_text = _others(text, k)
+        return cls(image, text, near_image, near_text, closeness_image, closeness_text)
+
+    def predict(self, weights: Float[Tensor, " N"], k: int) -> tuple[Float[Tensor, "N G"], Float[Tensor, "N F"]]:
+        """Return the centred caption predicted for each picture and the picture predicted for each caption."""
+        return (
+            _mean_of(self.near_image, self.closeness_image, self.text, weights, k) - self.text.mean(dim=0),
+            _mean_of(self.near_text, self.closeness_text, self.image, weights, k) - self.image.mean(dim=0),
+        )
+
+
+def _others(points: Float[Tensor, "N D"], k: int) -> tuple[Float[Tensor, "N k"], Int64[Tensor, "N k"]]:
+    """Return the nearest others of each point: the point itself is taken out wherever it stands among its equals."""
+    closeness, near = topk(points, points, k + 1, Sphere())
+    own = near == torch.arange(len(points)).unsqueeze(1)
+    own[:, -1] |= ~own.any(dim=1)  # equals have crowded it out: drop the last one instead
+    kept = (~own).nonzero()[:, 1].view(len(points), -1)
+    return closeness.gather(1, kept), near.gather(1, kept)
+
+
+def _mean_of(
+    near: Int64[Tensor, "N K"],
+    closeness: Float[Tensor, "N K"],
+    values: Float[Tensor, "N D"],
+    weights: Float[Tensor, " N"],
+    k: int,
+) -> Float[Tensor, "N D"]:
+    near, closeness = near[:, :k], closeness[:, :k]
+    votes = torch.softmax(closeness / _TEMPERATURE, dim=1) * weights.to(closeness)[near]
+    votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    total = torch.zeros_like(values)
+    for neighbour in range(near.shape[1]):  # (N, k, D) at once would be k times the data
+        total.addcmul_(values[near[:, neighbour]], votes[:, neighbour : neighbour + 1])
+    return total

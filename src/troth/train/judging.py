@@ -1,0 +1,181 @@
+"""A judge of the training pairs: what frozen features say of each, carried along with every batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from troth.data import BatchStream, LoadedBatch, atomic_path
+from troth.data.loader import JudgedRows
+from troth.embed import CacheEntry, CacheKey, FeatureCache, frozen_texts
+from troth.embed.features import CaptionTable, FrozenFeatures, ledger_of
+from troth.encoders import FrozenTextEncoder
+from troth.encoders.hashing import hash_tensors
+from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, judge
+from troth.train.external_teacher import TaughtData, given_captions
+from troth.train.teacher import encode_pictures
+from troth.train.teacher_tower import FrozenTower, TowerConfig, TowerPrecision, load_tower
+from troth.types import STRICT
+
+JUDGEMENT_NAME = "judgement.parquet"
+
+
+@dataclass(frozen=True, config=STRICT)
+class JudgeConfig:
+    """A judge of the training pairs (:mod:`troth.judge`), and the frozen features it goes by.
+
+    Heads are judged by the features they take themselves; ``encoder``, ``text_encoder`` and ``precision`` are for
+    towers.
+
+    Attributes:
+        encoder: of the pictures, by default EfficientNet-Lite0 of the extra ``troth[demo]``.
+        text_encoder: of the captions: ``minilm-l6``, or a sentence-transformers or transformers model.
+        precision: what they compute in; features are float32 either way.
+        procedure: how pairs are judged.
+    """
+
+    encoder: TowerConfig = field(default_factory=FrozenTower)
+    text_encoder: str = "minilm-l6"
+    precision: TowerPrecision = "float32"
+    procedure: Procedure = field(default_factory=Procedure)
+
+    def build(self, data: TaughtData, seed: int, features: FrozenFeatures | None = None) -> JudgedPairs:
+        """Judge the pairs, or read the judgement from the cache.
+
+        Args:
+            data: the training pairs, with the captions that noise gave them.
+            seed: of the run.
+            features: of pictures and captions, for heads; None encodes them.
+
+        Raises:
+            UserError: if an encoder cannot be loaded, noise is drawn anew in every batch, or the pairs are too few.
+        """
+        captions = given_captions(data.source, data.noise, data.reserve)
+        distinct = CaptionTable(tuple(dict.fromkeys(caption for group in captions for caption in group)))
+        if features is not None:
+            image, valid, ledger = features.image_features, features.valid, features.ledger
+            encoded = features.text_features[features.rows(distinct.captions)]
+        else:
+            tower = load_tower(self.encoder, self.precision, data.device)
+            entry = encode_pictures(tower, data.source, data.cache, data.num_workers, data.on_progress)
+            image, valid, ledger = entry.tensors["features"], entry.tensors["valid"], ledger_of(entry)
+            encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
+            encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
+        text = _mean_captions(captions, distinct, encoded)
+        judgement = self._cached(image, text, valid, seed, data.cache or FeatureCache())
+        del ledger  # the stream reports unreadable pictures itself
+        return JudgedPairs(judgement, image, text, valid)
+
+    def _cached(
+        self, image: Tensor, text: Tensor, valid: Bool[Tensor, " N"], seed: int, cache: FeatureCache
+    ) -> Judgement:
+        """Cached, so that a run resumed on another number of threads goes by the same numbers to the last bit."""
+        content = hash_tensors({"image": image, "text": text, "valid": valid})
+        key = CacheKey(weights="judge 1", data=content, preprocessing=f"{self.procedure!r}; seed {seed}")
+
+        def compute() -> CacheEntry:
+            found = judge(image[valid], text[valid], self.procedure, seed)
+            unread = torch.full((len(valid),), torch.nan, dtype=torch.float64)
+            maps = {
+                f"{side}_{name}": getattr(getattr(found.alignment, side), name)
+                for side in ("image", "text")
+                for name in ("mean", "matrix")
+            }
+            tensors = {
+                "score": unread.clone().index_put_((valid,), found.score),
+                "p_mismatch": unread.clone().index_put_((valid,), found.p_mismatch),
+                "noise_rate": torch.tensor([found.noise_rate], dtype=torch.float64),
+                **maps,
+            }
+            return CacheEntry(tensors)
+
+        stored = cache.get_or_compute(key, compute).tensors
+        image_map, text_map = (AffineMap(stored[f"{side}_mean"], stored[f"{side}_matrix"]) for side in ("image", "text"))
+        return Judgement(
+            stored["score"], stored["p_mismatch"], float(stored["noise_rate"]), SpectralAlignment(image_map, text_map)
+        )
+
+
+def _mean_captions(
+    captions: list[tuple[str, ...]], distinct: CaptionTable, encoded: Float[Tensor, "C G"]
+) -> Float[Tensor, "N G"]:
+    """Return the mean of the unit features of each pair's captions."""
+    owner = torch.tensor([number for number, group in enumerate(captions) for _ in group])
+    rows = distinct.rows(caption for group in captions for caption in group)
+    total = torch.zeros(len(captions), encoded.shape[1]).index_add_(0, owner, F.normalize(encoded, dim=1)[rows])
+    return total / torch.bincount(owner, minlength=len(captions)).unsqueeze(1)
+
+
+@plain_dataclass(frozen=True)
+class JudgedPairs:
+    """A judgement, and the points of the pairs it is about.
+
+    Attributes:
+        judgement: of every pair; NaN where the picture could not be read.
+        image_features: ``(N, F)`` what it goes by.
+        text_features: ``(N, G)`` likewise, of the captions given.
+        valid: ``(N,)`` whether the picture could be read.
+    """
+
+    judgement: Judgement
+    image_features: Float[Tensor, "N F"]
+    text_features: Float[Tensor, "N G"]
+    valid: Bool[Tensor, " N"]
+
+    def save(self, path: Path) -> None:
+        """Write ``id``, ``score``, ``p_mismatch`` and ``weight`` as parquet, the noise rate in the metadata."""
+        rows = self.valid.nonzero()[:, 0]
+        probability = self.judgement.p_mismatch[rows].numpy()
+        columns = {
+            "id": rows.numpy(),
+            "score": self.judgement.score[rows].numpy(),
+            "p_mismatch": probability,
+            "weight": 1 - probability,
+        }
+        table = pa.table(columns).replace_schema_metadata({"noise_rate": str(self.judgement.noise_rate)})
+        with atomic_path(path) as temporary:
+            parquet.write_table(table, temporary)
+
+
+class JudgedStream:
+    """A stream's batches, each with what a judge thinks of its pairs.
+
+    Args:
+        stream: this rank's rows of every batch.
+        pairs: the judge's, of all samples.
+    """
+
+    def __init__(self, stream: BatchStream, pairs: JudgedPairs) -> None:
+        self.stream = stream
+        alignment = pairs.judgement.alignment
+        self._weight = torch.nan_to_num(1 - pairs.judgement.p_mismatch, nan=0.0).float()
+        self._image = alignment.image(F.normalize(pairs.image_features, dim=-1))
+        self._text = alignment.text(pairs.text_features)
+        self.num_samples = stream.num_samples
+        self.steps_per_epoch = stream.steps_per_epoch
+        self.batch_size = stream.batch_size
+        self.plan = stream.plan
+        judged = hash_tensors({"weight": self._weight, "image": self._image, "text": self._text})
+        self.fingerprint = hashlib.sha256(f"{stream.fingerprint} {judged}".encode()).hexdigest()
+
+    def total_steps(self, epochs: int) -> int:
+        """How many steps a run of that many epochs has."""
+        return self.stream.total_steps(epochs)
+
+    def batches(self, start_step: int, stop_step: int, *, view: int = 0) -> Iterator[LoadedBatch]:
+        """This rank's rows of the batches of steps ``start_step`` to ``stop_step - 1``, as :class:`BatchStream`."""
+        for loaded in self.stream.batches(start_step, stop_step, view=view):
+            index = loaded.batch.index.to(self._weight.device)
+            rows = (each[index].to(loaded.batch.index.device) for each in (self._weight, self._image, self._text))
+            yield replace(loaded, judged=JudgedRows(*rows))
