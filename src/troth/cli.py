@@ -175,6 +175,24 @@ def demo(
     run_demo(out, noise=noise, seed=seed, settings=settings or ())
 
 
+@app.command()
+def theory(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="all, heterogeneity, wrong-pairs, convergence, rate, unpaired, affinity-simulation or gamma-histograms.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.csv and NAME.png go.")] = Path("runs/theory"),
+    seeds: Annotated[int | None, typer.Option(help="Runs of each case; each experiment has its own default.")] = None,
+) -> None:
+    """Run an experiment of the linear theory; write what it measured and a figure."""
+    from troth import experiments
+
+    experiments.run(name, out, seeds, typer.echo)
+
+
 @recipe_app.command("list")
 def recipe_list() -> None:
     """List the shipped recipes."""

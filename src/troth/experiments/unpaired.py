@@ -1,0 +1,134 @@
+"""What unpaired images and captions add to 300 pairs: the published synthetic experiment, and what it rests on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from troth.experiments.base import COLOURS, MARKERS, Experiment, new_figure, plain_axes
+from troth.experiments.table import Mean, Table, by_method, plus_minus
+from troth.theory import (
+    AdamW,
+    Detection,
+    LinearEncoders,
+    SpikedModel,
+    Training,
+    first_encoders,
+    matching_accuracy,
+    train_paired,
+    train_unpaired,
+)
+
+#: Unpaired samples of each side.
+GRID = tuple(range(500, 5001, 500))
+#: The accuracies that the public notebook shows, of one run each: after the pairs, and after the second stage.
+PUBLISHED_PAIRED = (0.388, 0.391, 0.422, 0.432, 0.433, 0.378, 0.379, 0.373, 0.375, 0.416)
+PUBLISHED = (0.448, 0.521, 0.567, 0.577, 0.592, 0.587, 0.596, 0.601, 0.594, 0.596)
+PAIRS, CANDIDATES = 300, 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How the second stage reads and detects.
+
+    Attributes:
+        detection: which pairs.
+        whole: read everything as one batch.
+        grid: for which numbers of samples.
+    """
+
+    detection: Detection
+    whole: bool = False
+    grid: tuple[int, ...] = GRID
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "aligned order, top (published)": Variant(Detection("top")),
+    "aligned order, argmax": Variant(Detection("argmax"), grid=(500, 1000, 2000, 5000)),
+    "aligned order, mutual": Variant(Detection("mutual"), grid=(500, 1000, 2000, 5000)),
+    "independent orders, one batch, top": Variant(
+        Detection("top", order="independent"), whole=True, grid=(500, 1000, 2000)
+    ),
+    "independent orders, top": Variant(Detection("top", order="independent"), grid=(500, 1000, 2000, 5000)),
+}
+
+
+def compute(seeds: int) -> Table:
+    """Measure top-1 matching among held-out pairs, all seeds side by side."""
+    models = [SpikedModel(seed=seed) for seed in range(seeds)]
+    pairs, unpaired, test = (
+        _stacked(models, count, draw) for draw, count in enumerate((PAIRS, max(GRID), CANDIDATES))
+    )
+    first = first_encoders(seeds, models[0].rank, models[0].image_dim, models[0].text_dim)
+    paired, optimizer = train_paired(first, *pairs, Training())
+    rows = _rows("pairs alone", 0, paired, test)
+    for name, variant in VARIANTS.items():
+        for count in variant.grid:
+            trained = _second_stage(paired, optimizer, [side[:, :count] for side in unpaired], variant)
+            rows += _rows(name, count, trained, test)
+    return Table(("seed", "samples", "method", "accuracy"), tuple(rows))
+
+
+def _stacked(models: list[SpikedModel], count: int, draw: int) -> tuple[Tensor, Tensor]:
+    samples = [model.sample(count, draw=draw) for model in models]
+    return torch.stack([each.x.float() for each in samples]), torch.stack([each.y.float() for each in samples])
+
+
+def _second_stage(paired: LinearEncoders, optimizer: AdamW, sides: list[Tensor], variant: Variant) -> LinearEncoders:
+    training = Training()
+    if not variant.whole:
+        return train_unpaired(paired, *sides, training, variant.detection, copy.deepcopy(optimizer))
+    training = replace(training, batch_size=sides[0].shape[1])
+    alone = []
+    for run in range(len(sides[0])):  # one after the other: a batch of 2,000 fills the caches by itself
+        own = slice(run, run + 1)
+        moments = [(mean[own].clone(), square[own].clone()) for mean, square in optimizer.moments]
+        start = LinearEncoders(paired.image[own], paired.text[own])
+        data = [side[own] for side in sides]
+        alone.append(train_unpaired(start, *data, training, variant.detection, AdamW(moments, optimizer.steps)))
+    return LinearEncoders(torch.cat([each.image for each in alone]), torch.cat([each.text for each in alone]))
+
+
+def _rows(method: str, count: int, encoders: LinearEncoders, test: tuple[Tensor, Tensor]) -> list[tuple[str | float, ...]]:
+    accuracies = matching_accuracy(encoders, *test).tolist()
+    return [(float(seed), float(count), method, accuracy) for seed, accuracy in enumerate(accuracies)]
+
+
+def draw(table: Table) -> Figure:
+    """Draw accuracy against the number of unpaired samples."""
+    figure = new_figure(7.5, 4.4)
+    axes = figure.add_subplot()
+    methods = [method for method in table.distinct("method") if method != "pairs alone"]
+    for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
+        places, means, errors = table.curve("samples", "accuracy", method=method)
+        axes.errorbar(places, means, yerr=errors, color=colour, marker=marker, markersize=4, capsize=2, label=method)
+    alone = table.mean("accuracy", method="pairs alone")
+    axes.axhline(alone.value, color="0.35", linestyle="--", linewidth=1, label="300 pairs alone")
+    axes.axhspan(*_band(alone), color="0.35", alpha=0.15, linewidth=0)
+    axes.plot(GRID, PUBLISHED, "x", color="black", markersize=6, label="published, one run each", zorder=5)
+    axes.set(
+        xlabel="unpaired samples of each side", ylabel="top-1 among 10,000 pairs", ylim=(-0.02, 0.68), xlim=(300, 5200)
+    )
+    plain_axes(axes)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def _band(mean: Mean) -> tuple[float, float]:
+    error = 0.0 if mean.error != mean.error else mean.error
+    return mean.value - error, mean.value + error
+
+
+EXPERIMENT = Experiment(
+    "unpaired",
+    "accuracy against the number of unpaired samples",
+    compute,
+    draw,
+    lambda table: by_method(table, "samples", "accuracy", plus_minus(1, 100)),
+    seeds=5,
+)
