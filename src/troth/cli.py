@@ -34,6 +34,9 @@ DATA_HELP = (
     "A folder, a .csv, .tsv, .parquet or .jsonl file, .tar shards (braces allowed), or embedded:SPLIT, "
     "or a recipe's name or file with recipe:NAME."
 )
+THEORY_HELP = (
+    "all, or one of heterogeneity, wrong-pairs, convergence, rate, unpaired, affinity-simulation, gamma-histograms."
+)
 
 
 @app.command()
@@ -177,13 +180,7 @@ def demo(
 
 @app.command()
 def theory(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="all, heterogeneity, wrong-pairs, convergence, rate, unpaired, affinity-simulation or gamma-histograms.",
-        ),
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=THEORY_HELP)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.csv and NAME.png go.")] = Path("runs/theory"),
     seeds: Annotated[int | None, typer.Option(help="Runs of each case; each experiment has its own default.")] = None,
 ) -> None:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 from troth.errors import UserError
 from troth.experiments import (
+    affinity,
+    convergence,
+    gamma_histograms,
     heterogeneity,
+    rate,
     unpaired,
+    wrong_pairs,
 )
 from troth.experiments.base import Experiment, save_figure
 from troth.experiments.table import Table
@@ -17,7 +22,7 @@ from troth.experiments.table import Table
 #: Every experiment, in the order of the documentation.
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (heterogeneity, unpaired)
+    for module in (heterogeneity, wrong_pairs, convergence, rate, unpaired, affinity, gamma_histograms)
 }
 
 

@@ -73,7 +73,9 @@ class Table:
         with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.columns)
-            writer.writerows([value if isinstance(value, str) else f"{value:.6g}" for value in row] for row in self.rows)
+            writer.writerows(
+                [value if isinstance(value, str) else f"{value:.6g}" for value in row] for row in self.rows
+            )
 
     @classmethod
     def load(cls, path: Path) -> Table:

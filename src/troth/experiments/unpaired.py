@@ -51,9 +51,7 @@ VARIANTS: Mapping[str, Variant] = {
     "aligned order, top (published)": Variant(Detection("top")),
     "aligned order, argmax": Variant(Detection("argmax"), grid=(500, 1000, 2000, 5000)),
     "aligned order, mutual": Variant(Detection("mutual"), grid=(500, 1000, 2000, 5000)),
-    "independent orders, one batch, top": Variant(
-        Detection("top", order="independent"), whole=True, grid=(500, 1000, 2000)
-    ),
+    "independent orders, one batch, top": Variant(Detection("top", order="independent"), whole=True, grid=(500, 1000)),
     "independent orders, top": Variant(Detection("top", order="independent"), grid=(500, 1000, 2000, 5000)),
 }
 
@@ -61,15 +59,13 @@ VARIANTS: Mapping[str, Variant] = {
 def compute(seeds: int) -> Table:
     """Measure top-1 matching among held-out pairs, all seeds side by side."""
     models = [SpikedModel(seed=seed) for seed in range(seeds)]
-    pairs, unpaired, test = (
-        _stacked(models, count, draw) for draw, count in enumerate((PAIRS, max(GRID), CANDIDATES))
-    )
+    pairs, unpaired, test = (_stacked(models, count, draw) for draw, count in enumerate((PAIRS, max(GRID), CANDIDATES)))
     first = first_encoders(seeds, models[0].rank, models[0].image_dim, models[0].text_dim)
     paired, optimizer = train_paired(first, *pairs, Training())
     rows = _rows("pairs alone", 0, paired, test)
     for name, variant in VARIANTS.items():
         for count in variant.grid:
-            trained = _second_stage(paired, optimizer, [side[:, :count] for side in unpaired], variant)
+            trained = _second_stage(paired, optimizer, (unpaired[0][:, :count], unpaired[1][:, :count]), variant)
             rows += _rows(name, count, trained, test)
     return Table(("seed", "samples", "method", "accuracy"), tuple(rows))
 
@@ -79,7 +75,9 @@ def _stacked(models: list[SpikedModel], count: int, draw: int) -> tuple[Tensor, 
     return torch.stack([each.x.float() for each in samples]), torch.stack([each.y.float() for each in samples])
 
 
-def _second_stage(paired: LinearEncoders, optimizer: AdamW, sides: list[Tensor], variant: Variant) -> LinearEncoders:
+def _second_stage(
+    paired: LinearEncoders, optimizer: AdamW, sides: tuple[Tensor, Tensor], variant: Variant
+) -> LinearEncoders:
     training = Training()
     if not variant.whole:
         return train_unpaired(paired, *sides, training, variant.detection, copy.deepcopy(optimizer))
@@ -89,12 +87,14 @@ def _second_stage(paired: LinearEncoders, optimizer: AdamW, sides: list[Tensor],
         own = slice(run, run + 1)
         moments = [(mean[own].clone(), square[own].clone()) for mean, square in optimizer.moments]
         start = LinearEncoders(paired.image[own], paired.text[own])
-        data = [side[own] for side in sides]
-        alone.append(train_unpaired(start, *data, training, variant.detection, AdamW(moments, optimizer.steps)))
+        x, y = (side[own] for side in sides)
+        alone.append(train_unpaired(start, x, y, training, variant.detection, AdamW(moments, optimizer.steps)))
     return LinearEncoders(torch.cat([each.image for each in alone]), torch.cat([each.text for each in alone]))
 
 
-def _rows(method: str, count: int, encoders: LinearEncoders, test: tuple[Tensor, Tensor]) -> list[tuple[str | float, ...]]:
+def _rows(
+    method: str, count: int, encoders: LinearEncoders, test: tuple[Tensor, Tensor]
+) -> list[tuple[str | float, ...]]:
     accuracies = matching_accuracy(encoders, *test).tolist()
     return [(float(seed), float(count), method, accuracy) for seed, accuracy in enumerate(accuracies)]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from troth.theory.covariance import (
     coefficients,
     contrastive_cross_covariance,
+    cross_covariance,
     edge_cross_covariance,
     gradient,
     objective,
@@ -49,6 +50,7 @@ __all__ = [
     "coefficients",
     "contrastive_cross_covariance",
     "cosines",
+    "cross_covariance",
     "detect",
     "detection_gradient",
     "edge_cross_covariance",

@@ -56,8 +56,26 @@ def contrastive_cross_covariance(x: Tensor, y: Tensor, encoders: LinearEncoders,
     Raises:
         UserError: if there are not as many captions as images, or fewer than two.
     """
+    _check_pairs(x, y)
     one, two = coefficients(loss, encoders.similarity(x, y))
     return x.mT @ (one[..., None] * y - two @ y) / x.shape[-2]
+
+
+def cross_covariance(x: Tensor, y: Tensor) -> Tensor:
+    """Return the unbiased sample cross-covariance, which is the linear member's contrastive one: ``(..., d1, d2)``.
+
+    If a fraction p of the pairs is replaced by independent ones, its expectation is ``(1 - p) Cov(x, y)``: weaker, with
+    the same singular subspaces.
+
+    Args:
+        x: images, ``(..., n, d1)``.
+        y: captions, ``(..., n, d2)``; row i belongs to row i of ``x``.
+
+    Raises:
+        UserError: if there are not as many captions as images, or fewer than two.
+    """
+    _check_pairs(x, y)
+    return x.mT @ (y - y.mean(-2, keepdim=True)) / (x.shape[-2] - 1)
 
 
 def edge_cross_covariance(x: Tensor, y: Tensor, edges: Tensor) -> Tensor:
@@ -92,9 +110,7 @@ def objective(x: Tensor, y: Tensor, encoders: LinearEncoders, loss: ContrastiveL
     return loss(encoders.similarity(x, y)).mean(-1) + 0.5 * rho * encoders.product.square().sum((-2, -1))
 
 
-def gradient(
-    x: Tensor, y: Tensor, encoders: LinearEncoders, loss: ContrastiveLoss, rho: float = 0.0
-) -> LinearEncoders:
+def gradient(x: Tensor, y: Tensor, encoders: LinearEncoders, loss: ContrastiveLoss, rho: float = 0.0) -> LinearEncoders:
     """Return the gradient of :func:`objective`, by the identity that the theory rests on.
 
     .. code-block:: text
@@ -114,3 +130,10 @@ def gradient(
     """
     gap = rho * encoders.product - contrastive_cross_covariance(x, y, encoders, loss)
     return LinearEncoders(encoders.text @ gap.mT, encoders.image @ gap)
+
+
+def _check_pairs(x: Tensor, y: Tensor) -> None:
+    if x.shape[-2] != y.shape[-2] or x.shape[-2] < 2:
+        raise UserError(
+            f"{x.shape[-2]} images and {y.shape[-2]} captions", remedy="one caption an image, and two pairs at least"
+        )

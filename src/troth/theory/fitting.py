@@ -78,8 +78,11 @@ def fit_spectral(
     From ``M = 0``, where the weights of every member with ``nu = 1`` are those of the plain cross-covariance, up to a
     factor. With ``mu = 1`` this is :func:`spectral_step`. The linear member's weights never change, and one step is the
     whole fit; the weights of others move as the encoders do, and full steps may overshoot and never settle: ``mu`` is
-    halved where a step would raise the regularised loss, and grows again by half where it does not. Where this stops,
-    the regularised loss is stationary.
+    halved where a step would raise the regularised loss, and grows again by half where it does not.
+
+    Where this stops, the regularised loss is stationary: M consists of r singular triples of ``S(beta(M)) / rho``. They
+    need not be the largest. What is learnt shrinks in S to fit M, what is not stays as it was: with strong noise or
+    many wrong pairs no encoders of rank r are their own SVD_r, and a full step from any would leave them.
 
     Args:
         x: images, ``(n, d1)``.
@@ -88,7 +91,7 @@ def fit_spectral(
         rank: r.
         rho: weight of the regulariser.
         steps: how many at most, tried ones included.
-        tolerance: stop where a full step would change M by less, relative to itself.
+        tolerance: stop where a step changes M by less than ``mu`` times this, relative to itself.
         measure: what to note before the first step and after every one that was kept.
 
     Raises:

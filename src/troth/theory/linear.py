@@ -70,4 +70,5 @@ def sin_theta(found: Tensor, true: Tensor, norm: Literal["frobenius", "spectral"
         )
     a, b = torch.linalg.qr(found).Q, torch.linalg.qr(true).Q
     residual = b - a @ (a.mT @ b)
-    return torch.linalg.matrix_norm(residual, "fro" if norm == "frobenius" else 2)
+    distance: Tensor = torch.linalg.matrix_norm(residual, "fro" if norm == "frobenius" else 2)
+    return distance

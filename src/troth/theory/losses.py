@@ -38,12 +38,12 @@ class ContrastiveLoss:
     hinge with margin tau (averaged)      identity  hinge     1    0
     ====================================  ========  ========  ===  ===
 
-    The similarities ``s`` are inner products without a scale; ``tau`` is a temperature. With ``psi = exp`` everything is
-    computed in log space.
+    The similarities ``s`` are inner products without a scale; ``tau`` is a temperature. With ``psi = exp`` everything
+    is computed in log space.
 
-    Source: Nakada et al. 2023, "Understanding multimodal contrastive learning and incorporating unpaired data"; the form
-    is reconstructed from its abstract, its public notebooks and related work. That generalised cross-entropy (Zhang and
-    Sabuncu 2018) belongs to the class is this package's remark: its positive's probability is ``1 / v``.
+    Source: Nakada et al. 2023, "Understanding multimodal contrastive learning and incorporating unpaired data"; the
+    form is reconstructed from its abstract, its public notebooks and related work. That generalised cross-entropy
+    (Zhang and Sabuncu 2018) belongs to the class is this package's remark: its positive's probability is ``1 / v``.
 
     Attributes:
         phi: the outer function.

@@ -71,8 +71,9 @@ class SpikedModel:
         x = U1 z + xi,   y = U2 z + xi',   z ~ N(0, I_r),   xi_k ~ N(0, noise^2 w_k),   w_k = exp(h g_k) / mean
 
     U1 and U2 are the first columns of Haar-distributed orthogonal matrices, and ``g`` standard normal, all drawn from
-    ``seed``. Heterogeneity ``h`` spreads the noise over coordinates unevenly and leaves its total as it is: the standard
-    deviation of its log-variance is ``h``. Samples are functions of (seed, draw); different draws are independent.
+    ``seed``. Heterogeneity ``h`` is the standard deviation of the noise's log-variance; it leaves the total variance as
+    it is. With ``rotated_noise`` the noise is uneven over random directions instead of coordinates, so that different
+    coordinates' noise is correlated. Samples are functions of (seed, draw); different draws are independent.
 
     Source: Nakada et al. 2023, the model of the theory and (with ``h = 0``) of the synthetic experiment.
 
@@ -82,6 +83,7 @@ class SpikedModel:
         rank: dimension r of the signal.
         noise: root mean square of the noise's standard deviations over coordinates.
         heterogeneity: h.
+        rotated_noise: turn the noise by a random rotation of each modality.
         seed: of the model and its samples.
 
     Raises:
@@ -93,6 +95,7 @@ class SpikedModel:
     rank: int = 10
     noise: float = 0.3
     heterogeneity: float = 0.0
+    rotated_noise: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,7 +117,7 @@ class SpikedModel:
         return image, text
 
     def noise_levels(self) -> tuple[Tensor, Tensor]:
-        """Return the noise's standard deviation in each coordinate, ``(d1,)`` and ``(d2,)``."""
+        """Return the noise's standard deviations, ``(d1,)`` and ``(d2,)``, before a rotation."""
         image, text = (
             torch.from_numpy(self._levels(side, dim)) for side, dim in enumerate((self.image_dim, self.text_dim))
         )
@@ -183,19 +186,22 @@ class SpikedModel:
         edges = truth ^ (draws.random(truth.shape) < flip)
         return EdgeSample(*(torch.from_numpy(each) for each in (x, y, edges, truth)))
 
-    def _views(self, draws: np.random.Generator, image: Float64, text: Float64 | None = None) -> tuple[Float64, Float64]:
+    def _views(
+        self, draws: np.random.Generator, image: Float64, text: Float64 | None = None
+    ) -> tuple[Float64, Float64]:
         """Return both views of signals ``(n, r)``, with noise."""
-        views = [
-            signal @ basis.numpy().T + level.numpy() * draws.standard_normal((len(signal), len(level)))
-            for signal, basis, level in zip(
-                (image, image if text is None else text), self.bases(), self.noise_levels(), strict=True
-            )
-        ]
+        views = []
+        for side, signal in enumerate((image, image if text is None else text)):
+            basis, level = self.bases()[side].numpy(), self.noise_levels()[side].numpy()
+            noise = level * draws.standard_normal((len(signal), len(level)))
+            if self.rotated_noise:
+                noise = noise @ haar_columns(self._draws(5, side), len(level), len(level)).T
+            views.append(signal @ basis.T + noise)
         return views[0], views[1]
 
     def _levels(self, side: int, dim: int) -> Float64:
         weights = np.exp(self.heterogeneity * self._draws(1, side).standard_normal(dim))
-        return self.noise * np.sqrt(weights / weights.mean())
+        return np.asarray(self.noise * np.sqrt(weights / weights.mean()))
 
     def _draws(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, purpose, number])

@@ -58,4 +58,5 @@ def _covariance(x: Tensor, rank: int) -> Tensor:
 
 
 def _leading(symmetric: Tensor, rank: int) -> Tensor:
-    return torch.linalg.eigh(symmetric).eigenvectors[..., -rank:].flip(-1).mT
+    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors
+    return vectors[..., -rank:].flip(-1).mT

@@ -217,7 +217,8 @@ def matching_accuracy(encoders: LinearEncoders, x: Tensor, y: Tensor, block: int
     """Return the share of images whose most similar caption is their own, ``(K,)``; row i belongs to row i."""
     u, v = _unit(x @ encoders.image.mT)[0], _unit(y @ encoders.text.mT)[0]
     own = torch.arange(x.shape[-2])
-    found = [(rows @ v.mT).argmax(-1) for rows in u.split(block, dim=-2)]
+    starts = range(0, u.shape[-2], block)
+    found = [(u[..., start : start + block, :] @ v.mT).argmax(-1) for start in starts]
     return (torch.cat(found, dim=-1) == own).double().mean(-1)
 
 
@@ -250,9 +251,12 @@ def _batches(x: Tensor, y: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     count = x.shape[-2] // size
     if count == 0 or x.shape[-2] != y.shape[-2]:
         raise UserError(
-            f"{x.shape[-2]} images and {y.shape[-2]} captions", remedy=f"as many of one as of the other, {size} at least"
+            f"{x.shape[-2]} images and {y.shape[-2]} captions",
+            remedy=f"as many of one as of the other, {size} at least",
         )
-    return [(x[..., start : start + size, :], y[..., start : start + size, :]) for start in range(0, count * size, size)]
+    return [
+        (x[..., start : start + size, :], y[..., start : start + size, :]) for start in range(0, count * size, size)
+    ]
 
 
 def _unpaired_batches(
