@@ -18,32 +18,41 @@ from troth.state import State
 
 #: Angles from the image to its caption, in degrees, and places on that circle.
 RADII = (10.0, 20.0, 30.0, 40.0)
-ANGLES = tuple(float(angle) for angle in range(0, 361, 5))
-#: Multiplier of the cosines; the source does not say its own.
-SCALE = 10.0
+ANGLES = tuple(float(angle) for angle in range(0, 360, 10))
 #: How far the fixed images are from the pole, and the fixed captions from their images, in degrees.
-SPREAD, OFFSET = 40.0, 10.0
+SPREADS, OFFSET = (20.0, 40.0, 60.0), 10.0
+#: Multipliers of the cosines; the source says neither its own nor where its points are.
+SCALES = (1.0, 5.0, 14.3, 100.0)
+#: What the figure shows.
+SHOWN = {"spread": 60.0, "scale": 14.3}
 
 
 def compute(seeds: int) -> Table:
     """Measure contrastive loss and affinity consistency; nothing is drawn at random, so ``seeds`` changes nothing."""
     rows: list[tuple[str | float, ...]] = []
-    image, text = fixed_points()
-    for radius in RADII:
-        for angle in ANGLES:
-            moved = torch.cat([text, on_circle(image[2], radius, angle)[None]])
-            pairs = Pairs(image, moved, scale=torch.tensor(SCALE, dtype=torch.float64))
-            # The source's loss has no 1/2: the sum of both directions.
-            loss = 2 * float(InfoNCE()(pairs, State(len(image), fingerprint="three pairs")).mean())
-            consistency = affinity_consistency(image, moved).metrics["with_self"]
-            rows.append((radius, angle, loss, consistency))
-    return Table(("radius", "angle", "loss", "consistency"), tuple(rows))
+    for spread in SPREADS:
+        image, text = fixed_points(spread)
+        for radius in RADII:
+            for angle in ANGLES:
+                moved = torch.cat([text, on_circle(image[2], radius, angle)[None]])
+                consistency = affinity_consistency(image, moved).metrics["with_self"]
+                rows += [
+                    (spread, scale, radius, angle, contrastive_loss(image, moved, scale), consistency)
+                    for scale in SCALES
+                ]
+    return Table(("spread", "scale", "radius", "angle", "loss", "consistency"), tuple(rows))
 
 
-def fixed_points() -> tuple[Tensor, Tensor]:
+def contrastive_loss(image: Tensor, text: Tensor, scale: float) -> float:
+    """Return the source's loss, which has no 1/2: the sum of both directions, in nats."""
+    pairs = Pairs(image, text, scale=torch.tensor(scale, dtype=torch.float64))
+    return 2 * float(InfoNCE()(pairs, State(len(image), fingerprint="three pairs")).mean())
+
+
+def fixed_points(spread: float) -> tuple[Tensor, Tensor]:
     """Return three images ``(3, 3)`` around the pole of the sphere, and the captions ``(2, 3)`` of two of them."""
     pole = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    image = torch.stack([on_circle(pole, SPREAD, bearing) for bearing in (0.0, 120.0, 240.0)])
+    image = torch.stack([on_circle(pole, spread, bearing) for bearing in (0.0, 120.0, 240.0)])
     text = torch.stack([on_circle(image[0], OFFSET, 60.0), on_circle(image[1], OFFSET, 200.0)])
     return image, text
 
@@ -66,33 +75,39 @@ def draw(table: Table) -> Figure:
         panels, ("loss", "consistency"), ("contrastive loss, nats", "affinity consistency"), strict=True
     ):
         for radius, colour in zip(RADII, COLOURS, strict=False):
-            kept = table.where(radius=radius)
+            kept = table.where(radius=radius, **SHOWN)
             axes.plot(kept.numbers("angle"), kept.numbers(column), color=colour, label=f"radius {radius:g}°")
         axes.set(xlabel="angle θ on the circle, degrees", ylabel=label, xlim=(0, 360))
-        axes.set_xticks(np.arange(0, 361, 60))
+        axes.set_xticks(range(0, 361, 60))
         plain_axes(axes)
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, loc="outside lower center", ncols=len(RADII), fontsize=9)
     return figure
 
 
-def explained(table: Table, column: str) -> tuple[float, float]:
-    """Return which shares of a column's variance the radius and the angle explain, alone."""
-    values = np.array([table.where(radius=radius).numbers(column)[:-1] for radius in RADII])  # 0 and 360 are one place
-    whole = values.var()
-    return float(values.mean(1).var() / whole), float(values.mean(0).var() / whole)
+def explained(table: Table, column: str, **values: float) -> tuple[float, float]:
+    """Return which shares of a column's variance the radius alone and the angle alone explain."""
+    grid = np.array([table.where(radius=radius, **values).numbers(column) for radius in RADII])
+    whole = grid.var()
+    return float(grid.mean(1).var() / whole), float(grid.mean(0).var() / whole)
 
 
 def tabulate(table: Table) -> str:
-    """Write means and ranges over the angle, and what explains the variance."""
-    rows = []
-    for column, name in (("loss", "contrastive loss, nats"), ("consistency", "affinity consistency")):
-        cells = []
-        for radius in RADII:
-            values = table.where(radius=radius).numbers(column)[:-1]
-            cells.append(f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})")
-        rows.append([name, *cells, *(f"{share:.0%}" for share in explained(table, column))])
-    return markdown(["", *(f"radius {radius:g}°" for radius in RADII), "by radius", "by angle"], rows)
+    """Write what explains the variance of the loss, at each scale, and that of the consistency."""
+
+    def shares(column: str, spread: float, scale: float) -> str:
+        radius, angle = explained(table, column, spread=spread, scale=scale)
+        return f"{radius:.0%} / {angle:.0%}"
+
+    rows = [
+        [
+            f"{spread:g}°",
+            *(shares("loss", spread, scale) for scale in SCALES),
+            shares("consistency", spread, SCALES[0]),
+        ]
+        for spread in SPREADS
+    ]
+    return markdown(["spread of images", *(f"loss, scale {scale:g}" for scale in SCALES), "consistency"], rows)
 
 
 EXPERIMENT = Experiment(

@@ -56,7 +56,7 @@ def _distances(
 
 def draw(table: Table) -> Figure:
     """Draw the distance against the number of steps."""
-    figure = new_figure(9.0, 4.2)
+    figure = new_figure(9.0, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     methods = [str(method) for method in table.distinct("method")]
     linear = [method for method in methods if method.startswith("linear")]
@@ -69,7 +69,7 @@ def draw(table: Table) -> Figure:
                 axes.semilogy(kept.numbers("step"), kept.numbers("distance"), color=colour, linewidth=1.2, label=label)
         axes.set(xlabel="steps of gradient descent")
         plain_axes(axes)
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     left.set(ylabel=r"$\|G_1^T G_2 - M\|_F / \|M\|_F$", ylim=(1e-12, 3))
     left.set_title("linear member", fontsize=10)
     right.set_title(f"members, rate {MEMBER_RATE:g} / ‖S‖", fontsize=10)

@@ -16,6 +16,9 @@ from troth.theory.losses import ContrastiveLoss
 #: What is noted of the encoders after every step.
 Measure = Callable[[LinearEncoders], float]
 
+#: Relative differences of the loss that are rounding.
+_ROUNDING = 1e-14
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -106,7 +109,7 @@ def fit_spectral(
         new = objective(x, y, tried, loss, rho)
         change = torch.dist(tried.product, encoders.product) / mixing
         settled = bool(change <= tolerance * torch.linalg.matrix_norm(tried.product))
-        if new > value and not settled:
+        if new > value + _ROUNDING * value.abs() and not settled:
             mixing *= 0.5
             continue
         encoders, value, mixing = tried, new, min(1.0, 1.5 * mixing)

@@ -188,7 +188,7 @@ class ContrastiveLoss:
 
     def _inner(self, margins: Tensor) -> Tensor:
         if self.psi == "softplus":
-            return self.tau * F.softplus(margins / self.tau, threshold=math.inf)
+            return -self.tau * F.logsigmoid(-margins / self.tau)  # torch's softplus rounds, or overflows
         return (self.tau + margins).clamp(min=0) if self.psi == "hinge" else margins
 
     def _inner_slope(self, margins: Tensor) -> Tensor:
