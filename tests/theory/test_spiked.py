@@ -100,7 +100,9 @@ def test_masked_views_leave_the_covariance_without_its_diagonal() -> None:
     for number in range(2**4):
         mask = torch.tensor([(number >> bit) & 1 for bit in range(4)], dtype=torch.float64)
         total += contrastive_cross_covariance(x * mask, x * (1 - mask), zero, linear) / 2**4
-    covariance = reference.covariance(x, x, torch.ones(6).double(), torch.full((6, 6), 1 / 6).double()) * 6 / 5
+    covariance = (
+        reference.covariance(x, x, torch.ones(6).double(), torch.full((6, 6), 1 / 6, dtype=torch.float64)) * 6 / 5
+    )
     expected = (covariance - torch.diag(covariance.diagonal())) / 4
     torch.testing.assert_close(total, expected, rtol=1e-10, atol=1e-10)
     leading = torch.linalg.eigh(expected).eigenvectors[:, -2:]

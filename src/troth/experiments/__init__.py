@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from troth.errors import UserError
 from troth.experiments import (
@@ -43,10 +46,22 @@ def run(name: str, folder: Path, seeds: int | None = None, say: Callable[[str], 
         raise UserError(f"unknown experiment {name!r}", where="troth theory", remedy=f"one of: {names()}")
     if seeds is not None and seeds < 1:
         raise UserError(f"{seeds} runs measure nothing", where="--seeds", remedy="1 or more")
-    for each in chosen:
-        started = time.perf_counter()
-        values, picture = EXPERIMENTS[each].run(folder, seeds)
-        say(f"{each}: {time.perf_counter() - started:.1f} s, {values}, {picture}")
+    with _one_thread():
+        for each in chosen:
+            started = time.perf_counter()
+            values, picture = EXPERIMENTS[each].run(folder, seeds)
+            say(f"{each}: {time.perf_counter() - started:.1f} s, {values}, {picture}")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from splitting matrices as small as these, which on a busy machine takes many times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def names() -> str:
