@@ -176,3 +176,10 @@ def test_mistakes_are_one_line() -> None:
     with pytest.raises(UserError, match="matching: unknown 'best'"):
         detect(torch.zeros(2, 2), "best")  # type: ignore[arg-type]
     assert Detected(torch.eye(2)).rows == 1.0
+
+
+@pytest.mark.parametrize("block", [7, 30, 100])
+def test_accuracy_is_the_share_of_own_captions_whatever_the_block(block: int) -> None:
+    encoders, (x, y) = first_encoders(2, 4, 12, 11), data(30, 0)
+    expected = (cosines(encoders, x, y).argmax(-1) == torch.arange(30)).double().mean(-1)
+    torch.testing.assert_close(matching_accuracy(encoders, x, y, block), expected)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from troth.data.files import atomic_path
 from troth.experiments.table import Table
@@ -60,6 +62,8 @@ def plain_axes(axes: object) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all, without a date, so that equal figures are equal files."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    """Write a PNG of at most 64 colours, which lines need no more of, whole or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    with atomic_path(path) as temporary, Image.open(drawn) as picture:
+        picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(temporary, format="PNG", optimize=True)

@@ -10,7 +10,7 @@ from troth.experiments.table import Table, by_method
 from troth.theory import ContrastiveLoss, LinearEncoders, SpikedModel, fit_gradient_descent, fit_spectral
 
 COUNT, NOISE = 200, 0.4
-STEPS, EVERY = 400, 5
+STEPS, EVERY = 400, 10
 #: Learning rates, as fractions of 1 / ||S||.
 RATES = (0.05, 0.1, 0.2, 0.4)
 MEMBERS = {
