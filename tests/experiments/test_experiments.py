@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tools.docs import theory_pages
 
 from troth import cli, experiments
 from troth.errors import UserError
@@ -92,11 +93,11 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_pages_say_what_the_committed_tables_say(name: str) -> None:
-    page = (DOCS / "theory" / f"{name}.md").read_text(encoding="utf-8")
-    table = Table.load(DOCS / "theory" / f"{name}.csv")
-    assert EXPERIMENTS[name].tabulate(table) in page
+    made = theory_pages.page(EXPERIMENTS[name])
+    page = made.path.read_text(encoding="utf-8")
+    assert made.renewed(page) == page, "run python -m tools.docs.theory_pages"
     assert f"](../figures/theory-{name}.png)" in page
-    assert (DOCS / "figures" / f"theory-{name}.png").stat().st_size < 120_000
+    assert theory_pages.figure(EXPERIMENTS[name]).stat().st_size < 120_000
     assert f"theory/{name}.md" in (DOCS / "theory.md").read_text(encoding="utf-8")
 
 

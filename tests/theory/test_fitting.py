@@ -57,7 +57,7 @@ def test_the_linear_members_fit_is_one_step() -> None:
     assert len(fit.trace) <= 3  # zero, the step, and the one that finds nothing to do
 
 
-def test_where_no_svd_is_its_own_the_loss_is_stationary_all_the_same() -> None:
+def test_stationary_encoders_need_not_be_the_leading_singular_triples() -> None:
     sample, loss = SpikedModel(noise=1.0, seed=1).sample(100, wrong=0.6), ContrastiveLoss.infonce(5.0)
     fit = fit_spectral(sample.x, sample.y, loss, 10, steps=600).encoders
     slope = gradient(sample.x, sample.y, fit, loss, 1.0)

@@ -68,6 +68,12 @@ def test_nothing_depends_on_which_rows_are_shared(matching: Matching) -> None:
 
 
 @pytest.mark.parametrize("matching", MATCHINGS)
+def test_exchanging_the_sides_transposes_the_edges(matching: Matching) -> None:
+    similarity = random(2, 6, 6)
+    torch.testing.assert_close(detect(similarity.mT, matching).edges, detect(similarity, matching).edges.mT)
+
+
+@pytest.mark.parametrize("matching", MATCHINGS)
 def test_the_written_gradient_is_that_of_the_loop(matching: Matching) -> None:
     encoders, x, y = (
         LinearEncoders(random(2, 3, 5), random(2, 3, 4, seed=1)),

@@ -83,9 +83,9 @@ def fit_spectral(
     whole fit; the weights of others move as the encoders do, and full steps may overshoot and never settle: ``mu`` is
     halved where a step would raise the regularised loss, and grows again by half where it does not.
 
-    Where this stops, the regularised loss is stationary: M consists of r singular triples of ``S(beta(M)) / rho``. They
-    need not be the largest. What is learnt shrinks in S to fit M, what is not stays as it was: with strong noise or
-    many wrong pairs no encoders of rank r are their own SVD_r, and a full step from any would leave them.
+    Where this settles, the regularised loss is stationary: M consists of r singular triples of ``S(beta(M)) / rho``.
+    They need not be the largest. What is learnt shrinks in S to fit M, what is not stays as it was, and with strong
+    noise or many wrong pairs it may be the larger: a full step would then leave the stationary point.
 
     Args:
         x: images, ``(n, d1)``.

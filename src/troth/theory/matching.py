@@ -56,7 +56,7 @@ def detect(similarity: Tensor, matching: Matching) -> Detected:
     if matching not in get_args(Matching):
         raise UserError(f"unknown {matching!r}", where="matching", remedy=f"one of: {', '.join(get_args(Matching))}")
     count = similarity.shape[-1]
-    edges = torch.zeros_like(similarity)
+    edges = similarity.new_zeros(similarity.shape)  # contiguous even where the similarities are not
     if matching == "top":
         places = similarity.flatten(-2).topk(count, dim=-1, sorted=False).indices
         edges.flatten(-2).scatter_(-1, places, 1.0)
