@@ -24,7 +24,7 @@ SPREADS, OFFSET = (20.0, 40.0, 60.0), 10.0
 #: Multipliers of the cosines; the source says neither its own nor where its points are.
 SCALES = (1.0, 5.0, 14.3, 100.0)
 #: What the figure shows.
-SHOWN = {"spread": 60.0, "scale": 14.3}
+SHOWN = {"spread": 40.0, "scale": 14.3}
 
 
 def compute(seeds: int) -> Table:
@@ -76,7 +76,8 @@ def draw(table: Table) -> Figure:
     ):
         for radius, colour in zip(RADII, COLOURS, strict=False):
             kept = table.where(radius=radius, **SHOWN)
-            axes.plot(kept.numbers("angle"), kept.numbers(column), color=colour, label=f"radius {radius:g}°")
+            values = kept.numbers(column)
+            axes.plot((*kept.numbers("angle"), 360.0), (*values, values[0]), color=colour, label=f"radius {radius:g}°")
         axes.set(xlabel="angle θ on the circle, degrees", ylabel=label, xlim=(0, 360))
         axes.set_xticks(range(0, 361, 60))
         plain_axes(axes)

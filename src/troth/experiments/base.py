@@ -62,8 +62,8 @@ def plain_axes(axes: object) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG of at most 64 colours, which lines need no more of, whole or not at all."""
+    """Write a PNG of at most 256 colours, which lines need no more of, whole or not at all."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     with atomic_path(path) as temporary, Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(temporary, format="PNG", optimize=True)
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary, format="PNG", optimize=True)

@@ -101,8 +101,10 @@ def draw(table: Table) -> Figure:
     figure = new_figure(7.5, 4.4)
     axes = figure.add_subplot()
     methods = [method for method in table.distinct("method") if method != "pairs alone"]
-    for method, colour, marker in zip(methods, COLOURS, MARKERS, strict=False):
-        places, means, errors = table.curve("samples", "accuracy", method=method)
+    # Points of one N stand side by side, so that none hides another.
+    for method, colour, marker, shift in zip(methods, COLOURS, MARKERS, (0, -45, 45, 0, 0), strict=False):
+        samples, means, errors = table.curve("samples", "accuracy", method=method)
+        places = [count + shift for count in samples]
         axes.errorbar(places, means, yerr=errors, color=colour, marker=marker, markersize=4, capsize=2, label=method)
     alone = table.mean("accuracy", method="pairs alone")
     axes.axhline(alone.value, color="0.35", linestyle="--", linewidth=1, label="300 pairs alone")
