@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convergence, "COUNT", 50)
     monkeypatch.setattr(rate, "GRID", (64, 128, 256, 512))
     monkeypatch.setattr(rate, "FITTED", (128, 256, 512))
-    monkeypatch.setattr(affinity, "SPREADS", (60.0,))
+    monkeypatch.setattr(affinity, "SPREADS", (40.0,))
     monkeypatch.setattr(convergence, "STEPS", 50)
     monkeypatch.setattr(gamma_histograms, "COUNT", 40)
     monkeypatch.setattr(unpaired, "GRID", (100, 150))
