@@ -62,7 +62,7 @@ def test_all_of_them_write_a_table_and_a_figure(
     )
     printed = capsys.readouterr().out
     for name, experiment in EXPERIMENTS.items():
-        assert re.search(rf"^{name}: [\d.]+ s, .*{name}\.csv", printed, re.M)
+        assert re.search(rf"^{name}: .+\n  [\d.]+ s, .*{name}\.csv", printed, re.M)
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 600
         assert experiment.tabulate(Table.load(tmp_path / f"{name}.csv")).count("|") > 10

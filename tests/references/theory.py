@@ -12,7 +12,7 @@ def psi(loss: ContrastiveLoss, value: Tensor) -> Tensor:
     if loss.psi == "exp":
         return torch.exp(value / loss.tau)
     if loss.psi == "softplus":
-        return loss.tau * torch.log(1 + torch.exp(value / loss.tau))
+        return loss.tau * torch.log1p(torch.exp(value / loss.tau))  # log(1 + small) has no digits left
     return value if loss.psi == "identity" else torch.clamp(loss.tau + value, min=0)
 
 

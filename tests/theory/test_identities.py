@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from tests.references import theory as reference
 from tests.theory.strategies import losses, problems
 from troth.errors import UserError
+from troth.geometry import Sphere
+from troth.objectives import MMCL
+from troth.similarity import Pairs
+from troth.state import State
 from troth.theory import (
     ContrastiveLoss,
     LinearEncoders,
@@ -117,6 +121,23 @@ def test_infonce_and_generalized_cross_entropy_are_members() -> None:
     torch.testing.assert_close(ContrastiveLoss.infonce(tau)(similarity), tau * (rows + columns) / 2, **EXACT)
     robust = sum(tau * (1 - torch.exp(-q * each)) / q for each in (rows, columns)) / 2
     torch.testing.assert_close(ContrastiveLoss.generalized_cross_entropy(q, tau)(similarity), robust, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("loss", "objective"),
+    [
+        (ContrastiveLoss.infonce(), MMCL.infonce()),
+        (ContrastiveLoss.linear(), MMCL.linear()),
+        (ContrastiveLoss.hinge(), MMCL(psi="hinge")),
+        (ContrastiveLoss.logistic(), MMCL(psi="softplus", average=True)),
+        (ContrastiveLoss("log", "exp", 0.5, 1.0), MMCL("log", "exp", 0.5, 1.0, average=False)),
+    ],
+)
+def test_the_objective_for_training_is_the_same_class(loss: ContrastiveLoss, objective: MMCL) -> None:
+    generator, scale = torch.Generator().manual_seed(5), torch.tensor(3.0, dtype=torch.float64)
+    image, text = (Sphere().project(torch.randn(6, 4, generator=generator, dtype=torch.float64)) for _ in range(2))
+    trained = objective(Pairs(image, text, scale=scale), State(6, fingerprint="theory"))
+    torch.testing.assert_close(loss(scale * image @ text.T), trained, **EXACT)
 
 
 def test_infonces_pairs_count_by_what_is_not_yet_sure() -> None:

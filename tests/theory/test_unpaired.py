@@ -13,7 +13,6 @@ from tests.references import theory as reference
 from troth.errors import UserError
 from troth.theory import (
     AdamW,
-    Detected,
     Detection,
     LinearEncoders,
     Matching,
@@ -181,7 +180,12 @@ def test_mistakes_are_one_line() -> None:
         train_paired(start, u, v, QUICK)
     with pytest.raises(UserError, match="matching: unknown 'best'"):
         detect(torch.zeros(2, 2), "best")  # type: ignore[arg-type]
-    assert Detected(torch.eye(2)).rows == 1.0
+    with pytest.raises(UserError, match="judge: unknown 'worst'"):
+        Detection(judge="worst")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="refresh_passes: 0 is below 1"):
+        Detection(refresh_passes=0)
+    with pytest.raises(UserError, match="batch_size: 0 is not a finite number above 0"):
+        Training(batch_size=0)
 
 
 @pytest.mark.parametrize("block", [7, 30, 100])

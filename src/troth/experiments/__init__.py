@@ -48,9 +48,10 @@ def run(name: str, folder: Path, seeds: int | None = None, say: Callable[[str], 
         raise UserError(f"{seeds} runs measure nothing", where="--seeds", remedy="1 or more")
     with _one_thread():
         for each in chosen:
+            say(f"{each}: {EXPERIMENTS[each].about}")
             started = time.perf_counter()
             values, picture = EXPERIMENTS[each].run(folder, seeds)
-            say(f"{each}: {time.perf_counter() - started:.1f} s, {values}, {picture}")
+            say(f"  {time.perf_counter() - started:.1f} s, {values}, {picture}")
 
 
 @contextmanager

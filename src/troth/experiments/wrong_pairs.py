@@ -26,7 +26,6 @@ MEMBERS = {
     "InfoNCE, τ = 20": ContrastiveLoss.infonce(20.0),
     "InfoNCE, τ = 5": ContrastiveLoss.infonce(5.0),
 }
-PREDICTION = "1 - p"
 
 
 def compute(seeds: int) -> Table:

@@ -132,8 +132,9 @@ class SpikedModel:
             draw: which independent sample.
 
         Raises:
-            UserError: for a fraction outside [0, 1].
+            UserError: for a fraction outside [0, 1], or no pairs.
         """
+        _check_counts(count=count)
         if not 0 <= wrong <= 1:
             raise UserError(f"{wrong} is not a fraction between 0 and 1", where="wrong")
         draws = self._draws(2, draw)
@@ -146,7 +147,12 @@ class SpikedModel:
         return PairedSample(torch.from_numpy(x), torch.from_numpy(y), right)
 
     def unpaired(self, count: int, *, draw: int = 0) -> UnpairedSample:
-        """Draw ``count`` images, and their captions in an order of their own."""
+        """Draw ``count`` images, and their captions in an order of their own.
+
+        Raises:
+            UserError: for a count below 1.
+        """
+        _check_counts(count=count)
         draws = self._draws(3, draw)
         x, y = self._views(draws, draws.standard_normal((count, self.rank)))
         order = draws.permutation(count)
@@ -170,8 +176,9 @@ class SpikedModel:
             draw: which independent sample.
 
         Raises:
-            UserError: for a probability outside [0, 1].
+            UserError: for a probability outside [0, 1], or counts below 1.
         """
+        _check_counts(classes=classes, images=images, texts=texts)
         if not 0 <= flip <= 1:
             raise UserError(f"{flip} is not a probability", where="flip")
         draws = self._draws(4, draw)
@@ -205,6 +212,12 @@ class SpikedModel:
 
     def _draws(self, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, purpose, number])
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{count} is below 1", where=name)
 
 
 def haar_columns(draws: np.random.Generator, dim: int, rank: int) -> Float64:

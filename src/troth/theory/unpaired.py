@@ -6,9 +6,10 @@ than a step of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ class Training:
         tau: temperature; logits are ``cos / tau``.
         batch_size: images, and captions, of a step. What is left over of a pass is not read.
         passes: how often the data are read.
+
+    Raises:
+        UserError: for a learning rate, temperature or batch size that is not above 0.
     """
 
     learning_rate: float = 2e-3
@@ -44,6 +48,11 @@ class Training:
     tau: float = 1.0
     batch_size: int = 50
     passes: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "tau", "batch_size"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{getattr(self, name)} is not a finite number above 0", where=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,9 @@ class Detection:
         refresh_passes: with ``best``, how often it is asked whether the current model is better.
         refresh_factor: by which factor its score must exceed the copy's to take its place.
         seed: of independent orders.
+
+    Raises:
+        UserError: for an unknown matching, judge or order, or ``refresh_passes`` below 1.
     """
 
     matching: Matching = "top"
@@ -67,6 +79,13 @@ class Detection:
     refresh_passes: int = 5
     refresh_factor: float = 1.1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("matching", get_args(Matching)), ("judge", get_args(Judge)), ("order", get_args(Order))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"unknown {getattr(self, name)!r}", where=name, remedy=f"one of: {', '.join(choices)}")
+        if self.refresh_passes < 1:
+            raise UserError(f"{self.refresh_passes} is below 1", where="refresh_passes")
 
 
 @dataclass(slots=True)
