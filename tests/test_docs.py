@@ -34,7 +34,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def numbered(language: str) -> list[Any]:
     """Every block of every page but the worked example's, which depend on each other."""
-    pages = [path for path in sorted(DOCS.glob("*.md")) if path != WORKED_EXAMPLE]
+    pages = [path for path in sorted(DOCS.rglob("*.md")) if path != WORKED_EXAMPLE]
     found = [(path, number, code) for path in pages for number, code in enumerate(blocks(path, language), 1)]
     return [pytest.param(code, id=f"{path.name}-{number}") for path, number, code in found]
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -36,6 +37,13 @@ def test_no_objective_knows_of_ranks_tiles_devices_or_precision() -> None:
         assert not [name for name in imported(path) if name.startswith(forbidden)], path.name
         text = path.read_text(encoding="utf-8")
         assert not [word for word in (".cuda", "autocast", "world_size", "tile=") if word in text], path.name
+
+
+def test_the_theory_imports_numpy_torch_and_errors_only() -> None:
+    allowed = {"numpy", "torch", *sys.stdlib_module_names}
+    for path in (SOURCE / "theory").glob("*.py"):
+        names = {name for name in imported(path) if not name.startswith(("troth.errors", "troth.theory"))}
+        assert {name.split(".")[0] for name in names} <= allowed, path.name
 
 
 def config_classes() -> list[type]:

@@ -34,6 +34,9 @@ DATA_HELP = (
     "A folder, a .csv, .tsv, .parquet or .jsonl file, .tar shards (braces allowed), or embedded:SPLIT, "
     "or a recipe's name or file with recipe:NAME."
 )
+THEORY_HELP = (
+    "all, or one of heterogeneity, wrong-pairs, convergence, rate, unpaired, affinity-simulation, gamma-histograms."
+)
 
 
 @app.command()
@@ -173,6 +176,18 @@ def demo(
     from troth.demo import run_demo
 
     run_demo(out, noise=noise, seed=seed, settings=settings or ())
+
+
+@app.command()
+def theory(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=THEORY_HELP)],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.csv and NAME.png go.")] = Path("runs/theory"),
+    seeds: Annotated[int | None, typer.Option(help="Runs of each case; each experiment has its own default.")] = None,
+) -> None:
+    """Run an experiment of the linear theory; write what it measured and a figure."""
+    from troth import experiments
+
+    experiments.run(name, out, seeds, typer.echo)
 
 
 @recipe_app.command("list")

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from troth.data.draws import generator
 from troth.data.vectors import VectorSource
 from troth.errors import UserError
+from troth.theory import haar_columns
 from troth.types import STRICT
 
 Count = Annotated[int, Field(gt=0)]
@@ -61,7 +62,7 @@ class SpikedSource:
     def bases(self) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], ...]:
         """Return U1 ``(image_dim, rank)`` and U2 ``(text_dim, rank)``, whose columns are orthonormal."""
         return tuple(
-            _orthonormal(generator(self.seed, f"spiked {side} basis", dim, self.rank), dim, self.rank)
+            haar_columns(generator(self.seed, f"spiked {side} basis", dim, self.rank), dim, self.rank)
             for side, dim in (("image", self.image_dim), ("text", self.text_dim))
         )
 
@@ -92,13 +93,3 @@ class SpikedSource:
             torch.from_numpy(signal @ text_basis.T + self.noise * text_noise),
             [f"{self.split}-{row}" for row in range(self.num_samples)],
         )
-
-
-def _orthonormal(draws: np.random.Generator, dim: int, rank: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Draw the first ``rank`` columns of a Haar-distributed orthogonal matrix.
-
-    The Q of a Gaussian matrix is Haar-distributed only where the diagonal of R is made positive (Mezzadri 2007, "How to
-    generate random matrices from the classical compact groups").
-    """
-    orthogonal, triangular = np.linalg.qr(draws.standard_normal((dim, rank)))
-    return orthogonal * np.where(np.diagonal(triangular) < 0, -1.0, 1.0)

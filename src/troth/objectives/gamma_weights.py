@@ -109,9 +109,16 @@ class GammaWeights(Objective):
         with torch.no_grad():
             image, text = pairs.cross_entropy()
         state.note("infonce", 0.5 * (image + text))
-        log_u = self._sample_u(pairs, state) if self._needs_u else None
-        surprise = pairs.cross_entropy(self._weights(pairs, state, self.sweeps, log_u))
+        surprise = pairs.cross_entropy(self.log_weights(pairs, state))
         return 0.5 * (surprise.image + surprise.text)
+
+    def log_weights(self, pairs: Pairs, state: State) -> LogWeights:
+        """Return the step's weights as the loss takes them, block by block.
+
+        While ``u`` drops out of the loss it is not drawn, and each row of weights is known up to a factor.
+        """
+        log_u = self._sample_u(pairs, state) if self._needs_u else None
+        return self._weights(pairs, state, self.sweeps, log_u)
 
     @property
     def _needs_u(self) -> bool:
