@@ -35,6 +35,7 @@ class Inputs:
         progress: the share of the run that is over.
         starts_epoch: whether the step is the first of an epoch.
         memory: what is remembered between batches, by name; a part of a composite has a dictionary of its own.
+        teacher_points: ``(B, r)`` a teacher's unit points of images and of captions, or None.
     """
 
     image: Tensor
@@ -48,6 +49,7 @@ class Inputs:
     progress: float = 0.0
     starts_epoch: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
+    teacher_points: tuple[Tensor, Tensor] | None = None
 
     def logits(self) -> Tensor:
         """Return the ``(B, B)`` logits."""
@@ -152,6 +154,18 @@ def self_distillation(method: Any, batch: Inputs) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="none")
 
     return both_ways(losses, batch.logits())
+
+
+def distillation(method: Any, batch: Inputs) -> Tensor:
+    """Targets that are a teacher's match probabilities."""
+    assert batch.teacher_points is not None
+    image, text = batch.teacher_points
+    beliefs, logits = method.sharpness * (image @ text.T), batch.logits()
+    losses = [
+        F.cross_entropy(rows, targets.softmax(1), reduction="none")
+        for rows, targets in ((logits, beliefs), (logits.T, beliefs.T))
+    ]
+    return 0.5 * (losses[0] + losses[1])
 
 
 def global_infonce(method: Any, batch: Inputs) -> Tensor:
@@ -308,6 +322,7 @@ DENSE: dict[str, Callable[[Any, Inputs], Tensor]] = {
     "noise_mixture": noise_mixture,
     "soft_targets": soft_targets,
     "self_distillation": self_distillation,
+    "distillation": distillation,
     "global_infonce": global_infonce,
     "decl": decl,
     "gamma_weights": gamma_weights,

@@ -38,6 +38,7 @@ from troth.objectives import (
     CleanPosterior,
     CyCLIP,
     DeCL,
+    Distillation,
     GammaWeights,
     GeneralizedCE,
     GlobalInfoNCE,
@@ -51,7 +52,7 @@ from troth.objectives import (
     SoftTargets,
     Sum,
 )
-from troth.similarity import GroupMatches, Pairs
+from troth.similarity import GroupMatches, Pairs, TwoWay
 from troth.state import Clock, State
 
 DIM = 512
@@ -100,6 +101,7 @@ CASES: dict[str, Contender] = {
     "noise_mixture": Contender(NoiseMixture()),
     "soft_targets": Contender(SoftTargets()),
     "self_distillation": Contender(SelfDistillation()),
+    "distillation": Contender(Distillation()),
     "global_infonce": Contender(GlobalInfoNCE()),
     "decl": Contender(DeCL(), tolerance=0.1),
     "mmcl linear": Contender(MMCL.linear()),
@@ -170,6 +172,7 @@ def ours(name: str, size: int) -> Callable[[], float]:
         torch.arange(size),
         matches=GroupMatches(batch.group),
         teacher_image=batch.teacher if objective.needs_teacher else None,
+        teacher_points=TwoWay(batch.teacher, batch.teacher) if objective.needs_judge else None,
     )
     return _step(lambda: objective(pairs, state))
 
@@ -187,6 +190,7 @@ def plain(name: str, size: int) -> Callable[[], float]:
         index=torch.arange(size),
         progress=CLOCK.progress,
         memory={"mixture": MIXTURE} if isinstance(objective, Reweighted) else {},
+        teacher_points=(batch.teacher, batch.teacher),
     )
 
     def losses() -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.objectives.clusters import rows_of, swapped, with_leaves
 from tests.objectives.instances import INSTANCES, case_of, features, on_geometry, pairs_of, state_of
 from troth import distributed
-from troth.similarity import GroupMatches, ListedMatches, Pairs
+from troth.similarity import GroupMatches, ListedMatches, Pairs, TwoWay
 from troth.state import State
 from troth.types import Side
 
@@ -48,6 +48,7 @@ def two_steps(name: str, geometry: str | None = None) -> tuple[Tensor, list[Tens
         leaves.append(case.scale.clone().requires_grad_())
         bias = None if case.bias is None else case.bias.clone().requires_grad_()
         assert case.prototypes is not None
+        assert case.teacher_points is not None
         prototypes, projections = with_leaves(rows_of(case.prototypes, own))
         mine = replace(
             case,
@@ -59,6 +60,7 @@ def two_steps(name: str, geometry: str | None = None) -> tuple[Tensor, list[Tens
             matches=own(case.matches),
             weight=own(case.weight),
             teacher_image=own(case.teacher_image),
+            teacher_points=TwoWay(*map(own, case.teacher_points)),
             prototypes=prototypes,
         )
         losses = case.objective(pairs_of(mine, tile=(3, 2)), state)

@@ -44,6 +44,7 @@ def inputs_of(case: Case) -> dense.Inputs:
         case.index,
         case.clock.progress,
         case.clock.starts_epoch,
+        teacher_points=case.teacher_points,
     )
 
 

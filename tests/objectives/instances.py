@@ -15,6 +15,7 @@ from troth.objectives import (
     CleanPosterior,
     CyCLIP,
     DeCL,
+    Distillation,
     ExternalPrototypes,
     GammaWeights,
     GeneralizedCE,
@@ -31,7 +32,7 @@ from troth.objectives import (
     SoftTargets,
     Sum,
 )
-from troth.similarity import DenseMatches, Pairs
+from troth.similarity import DenseMatches, Pairs, TwoWay
 from troth.state import Clock, State
 
 
@@ -94,6 +95,7 @@ INSTANCES: dict[str, Instance] = {
     "soft_targets": _fixed(SoftTargets()),
     "self_distillation": _fixed(SelfDistillation()),
     "self_distillation, own": _fixed(SelfDistillation(targets="own", sharpness=2.0, schedule="constant")),
+    "distillation": Instance(Distillation(sharpness=5.0), symmetric=False, prefers_right=False),
     "gamma_weights": _random(GammaWeights()),
     "gamma_weights, literal": Instance(
         GammaWeights(similarity="logits"), symmetric=False, exact_slope=False, prefers_right=False
@@ -172,6 +174,7 @@ def case_of(objective: Objective, size: int = 7, seed: int = 0, dim: int = 6, sc
         matches=matches,
         weight=torch.rand(size, generator=generator, dtype=torch.float64) + 0.5,
         teacher_image=torch.randn(size, 4, generator=generator, dtype=torch.float64),
+        teacher_points=TwoWay(*features(size, dim=4, seed=seed + 3)),
         prototypes=prototypes_of(*features(size, dim=4, seed=seed + 7), torch.tensor(scale * 1.5).double()),
         clock=Clock(seed=5, step=3, steps_per_epoch=2, total_steps=8),
     )
@@ -201,6 +204,7 @@ def pairs_of(case: Case, **changes: object) -> Pairs:
         matches=DenseMatches(case.matches),
         weight=case.weight,
         teacher_image=case.teacher_image,
+        teacher_points=case.teacher_points,
         prototypes=case.prototypes,
         geometry=case.geometry,
         **changes,
@@ -222,6 +226,7 @@ def losses(
     state = State(len(image), "test")
     objective.prepare(state)
     settings.setdefault("teacher_image", torch.ones(len(image), 2, dtype=image.dtype))
+    settings.setdefault("teacher_points", TwoWay(*features(len(image), dim=3, dtype=image.dtype)))
     settings.setdefault("weight", torch.ones(len(image), dtype=image.dtype))
     settings.setdefault("prototypes", prototypes_of(image, text, scale))
     return objective(Pairs(image, text, scale, bias, torch.arange(len(image)), **settings), state)

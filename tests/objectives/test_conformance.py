@@ -16,7 +16,7 @@ from tests.references.case import Case
 from troth.encoders.contrastive import Features
 from troth.geometry import Sphere
 from troth.objectives import ObjectiveConfig
-from troth.similarity import DenseMatches, PrototypePairs
+from troth.similarity import DenseMatches, PrototypePairs, TwoWay
 from troth.state import Clock, State
 from troth.train import accumulate
 from troth.types import Batch
@@ -105,6 +105,7 @@ def test_permuting_the_pairs_permutes_the_losses(name: str, seed: int, size: int
     assert case.matches is not None
     assert case.weight is not None
     assert case.teacher_image is not None
+    assert case.teacher_points is not None
     assert case.prototypes is not None
     permuted = replace(
         case,
@@ -114,6 +115,7 @@ def test_permuting_the_pairs_permutes_the_losses(name: str, seed: int, size: int
         matches=case.matches[order][:, order],
         weight=case.weight[order],
         teacher_image=case.teacher_image[order],
+        teacher_points=TwoWay(*(points[order] for points in case.teacher_points)),
         prototypes=rows_of(case.prototypes, lambda rows: rows[order]),
     )
     straight = case.objective(pairs_of(case, tile=(4, 3)), state_of(case))

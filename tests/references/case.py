@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.geometry import references
 from troth.geometry import FILIP, Geometry, Oblique, Sphere
-from troth.similarity import PrototypePairs
+from troth.similarity import PrototypePairs, TwoWay
 from troth.state import Clock
 from troth.types import Side
 
@@ -63,6 +63,7 @@ class Case:
     matches: Tensor | None = None
     weight: Tensor | None = None
     teacher_image: Tensor | None = None
+    teacher_points: TwoWay | None = None
     prototypes: PrototypePairs | None = None
     geometry: Geometry = field(default_factory=Sphere)
     clock: Clock = field(default_factory=Clock)

@@ -169,6 +169,21 @@ def self_distillation(case: Case) -> Tensor:
     return torch.stack(losses)
 
 
+def distillation(case: Case) -> Tensor:
+    method, logits, losses = case.objective, case.logits(), []
+    assert case.teacher_points is not None
+    image, text = case.teacher_points
+    everyone, kept = range(case.size), torch.ones(case.size, dtype=torch.bool)
+    for i in everyone:
+        of_image = torch.stack([(image[i] * text[j]).sum() for j in everyone])
+        of_text = torch.stack([(image[j] * text[i]).sum() for j in everyone])
+        total = torch.zeros((), dtype=torch.float64)
+        for row, cosines in ((logits[i], of_image), (logits[:, i], of_text)):
+            total = total + 0.5 * softmax_loss(row, torch.softmax(method.sharpness * cosines, 0), kept)
+        losses.append(total)
+    return torch.stack(losses)
+
+
 def gamma_weights(case: Case) -> Tensor:
     """Algorithm 1 of the Gamma-weights paper, in linear space; scales must be small."""
     method, clock, size = case.objective, case.clock, case.size
@@ -222,6 +237,7 @@ CONTRASTIVE = {
         mmcl,
         soft_targets,
         self_distillation,
+        distillation,
         gamma_weights,
     )
 }

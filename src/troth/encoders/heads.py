@@ -230,7 +230,7 @@ class Heads:
         text_feature_dim: dimension of the text features; None likewise.
         multi: several class tokens in each head (:class:`MultiTokenHead`); None: one.
         skip: ``spectral``: beside each head stands the judge's linear map (:class:`SpectralHead`), which is where
-            training begins; needs a judge. ``none``: there is nothing beside it.
+            training begins; needs a judge. None: there is nothing beside it.
     """
 
     kind: Literal["heads"] = "heads"
@@ -246,13 +246,13 @@ class Heads:
     image_feature_dim: Count | None = None
     text_feature_dim: Count | None = None
     multi: Multi | None = None
-    skip: Literal["none", "spectral"] = "none"
+    skip: Literal["spectral"] | None = None
 
     @model_validator(mode="after")
     def _tokens_fit(self) -> Heads:
         if self.multi is not None and self.multi.text_attention != "auto":
             raise ValueError("multi.text_attention: heads have no words to attend to, leave it out")
-        if self.multi is not None and self.skip != "none":
+        if self.multi is not None and self.skip is not None:
             raise ValueError("skip: several class tokens have no linear map beside them, leave one of the two out")
         return self
 
@@ -268,7 +268,7 @@ class Heads:
         shape = (feature_dim, self.hidden_dim, self.depth, self.dropout)
         if self.multi is None:
             head = ResidualHead(*shape, self.embed_dim)
-            return head if self.skip == "none" else SpectralHead(head, feature_dim, self.embed_dim)
+            return head if self.skip is None else SpectralHead(head, feature_dim, self.embed_dim)
         return MultiTokenHead(*shape, self.multi.token_dim(self.embed_dim), self.multi.num_tokens)
 
     def build(self, seed: int = 0) -> HeadsEncoder:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 Float64 = npt.NDArray[np.float64]
 
 #: The share of wrong pairs is read where these shares of re-paired scores lie below.
-_QUANTILES = np.linspace(0.05, 0.5, 10)
+_QUANTILES = np.linspace(0.1, 0.5, 9)
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ def mismatch(given: Float64, repaired: Float64) -> Mismatch:
 
         f_given = (1 - e) f_right + e f_wrong                                    f: densities of the score
         P(wrong | s) = e f_wrong(s) / f_given(s)
-        e            = min over low scores q of F_given(q) / F_wrong(q)          F: distribution functions
+        e            = min over low scores q of F_given(q) / F_wrong(q) + its standard error     F: distribution functions
 
     ``f_wrong`` needs no labels and no Gaussian: captions of other samples, drawn at random, have it. The ratio of
     densities is fitted as a monotone function of the score (isotonic regression of "given" against "re-paired"). The
     share ``e`` is what is left where no right pair is: right pairs that score as low as random ones are counted wrong,
-    so that it is an upper bound in expectation. Wrong captions that were *chosen* to be alike (from the same category)
+    so that it is an upper bound; the standard error, of counts, is there because the least of several noisy ratios is
+    too small. Wrong captions that were *chosen* to be alike (from the same category)
     do not look random and are not counted; the estimate is then too low.
 
     Source: mixture proportion estimation with a known component (Blanchard et al. 2010, "Semi-supervised novelty
@@ -55,6 +56,12 @@ def mismatch(given: Float64, repaired: Float64) -> Mismatch:
     probability = fitted.predict(given)
     ratio = (1 - probability) / np.maximum(probability, 1e-9)
     thresholds = np.quantile(repaired, _QUANTILES)
-    shares = [np.mean(given <= t) / np.mean(repaired <= t) for t in thresholds]
-    rate = float(min(1.0, *shares))
+    rate = min(1.0, *(_share_below(given, repaired, threshold) for threshold in thresholds))
     return Mismatch(np.clip(rate * ratio, 0.0, 1.0), rate)
+
+
+def _share_below(given: Float64, repaired: Float64, threshold: float) -> float:
+    """Return how much rarer the given pairs are than the re-paired ones below a score, plus one standard error."""
+    ours, theirs = int((given <= threshold).sum()), int((repaired <= threshold).sum())
+    share = (ours / len(given)) / (theirs / len(repaired))
+    return share * (1 + float(np.sqrt(1 / max(ours, 1) + 1 / theirs)))

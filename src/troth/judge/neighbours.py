@@ -48,7 +48,9 @@ class NeighbourPredictions:
     closeness_text: Float[Tensor, "N k"]
 
     @classmethod
-    def of(cls, image_features: Float[Tensor, "N F"], text_features: Float[Tensor, "N G"], k: int) -> NeighbourPredictions:
+    def of(
+        cls, image_features: Float[Tensor, "N F"], text_features: Float[Tensor, "N G"], k: int
+    ) -> NeighbourPredictions:
         """Find the ``k`` nearest of each sample in each modality, by cosine about the mean."""
         image = F.normalize(image_features - image_features.mean(dim=0), dim=-1)
         text = F.normalize(text_features - text_features.mean(dim=0), dim=-1)

@@ -38,7 +38,16 @@ from troth.geometry import FILIP
 from troth.recipe import Recipe
 from troth.run.checks import at, check, check_tokens, check_weights
 from troth.run.vectors import check_alike, fitted
-from troth.train import Episodes, JudgedPairs, JudgedStream, TaughtData, TaughtRun, TaughtStream, Teacher, UnpairedConfig
+from troth.train import (
+    Episodes,
+    JudgedPairs,
+    JudgedStream,
+    TaughtData,
+    TaughtRun,
+    TaughtStream,
+    Teacher,
+    UnpairedConfig,
+)
 from troth.train.hardware import resolve_device
 
 

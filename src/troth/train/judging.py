@@ -101,7 +101,9 @@ class JudgeConfig:
             return CacheEntry(tensors)
 
         stored = cache.get_or_compute(key, compute).tensors
-        image_map, text_map = (AffineMap(stored[f"{side}_mean"], stored[f"{side}_matrix"]) for side in ("image", "text"))
+        image_map, text_map = (
+            AffineMap(stored[f"{side}_mean"], stored[f"{side}_matrix"]) for side in ("image", "text")
+        )
         return Judgement(
             stored["score"], stored["p_mismatch"], float(stored["noise_rate"]), SpectralAlignment(image_map, text_map)
         )

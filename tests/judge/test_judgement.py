@@ -1,0 +1,101 @@
+"""The judge finds wrong pairs and how many there are, and nothing it says is learnt by heart."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+
+from tests.judge.pairs import features
+from troth.errors import UserError
+from troth.judge import NeighbourPredictions, Procedure, judge, mismatch
+from troth.judge.judgement import repaired
+
+QUICK = Procedure(folds=3, rounds=2, neighbours=9, repairings=2)
+
+
+@pytest.mark.parametrize("wrong", [0.2, 0.4, 0.6])
+def test_wrong_pairs_are_found_and_counted(wrong: float) -> None:
+    image, text, truth = features(1500, wrong)
+    found = judge(image, text, QUICK)
+    assert roc_auc_score(truth, found.p_mismatch.numpy()) > 0.95
+    assert found.noise_rate == pytest.approx(wrong, abs=0.08)
+    assert float(found.p_mismatch.mean()) == pytest.approx(wrong, abs=0.1)
+    assert bool(((found.p_mismatch >= 0) & (found.p_mismatch <= 1)).all())
+
+
+def test_right_pairs_are_left_alone() -> None:
+    image, text, _ = features(1500, 0.0)
+    found = judge(image, text, QUICK)
+    assert found.noise_rate < 0.03
+    assert float((found.p_mismatch > 0.5).double().mean()) < 0.03
+
+
+def test_features_without_anything_in_common_are_all_wrong_and_nothing_is_learnt_by_heart() -> None:
+    """As many dimensions as there are pairs in a fold: an alignment could fit every pair it has seen."""
+    draw = torch.Generator().manual_seed(0)
+    image, text = torch.randn(400, 200, generator=draw), torch.randn(400, 200, generator=draw)
+    found = judge(image, text, QUICK)
+    assert found.noise_rate > 0.7
+
+
+def test_the_same_pairs_are_judged_the_same() -> None:
+    image, text, _ = features(400, 0.3)
+    first, second = judge(image, text, QUICK, seed=3), judge(image, text, QUICK, seed=3)
+    assert torch.equal(first.p_mismatch, second.p_mismatch)
+    assert torch.equal(first.alignment.image.matrix, second.alignment.image.matrix)
+
+
+def test_too_few_pairs_and_broken_features_are_a_users_mistake() -> None:
+    image, text, _ = features(199, 0.0)
+    with pytest.raises(UserError, match="199 pairs are too few"):
+        judge(image, text)
+    image, text, _ = features(200, 0.0)
+    text[7, 3] = torch.nan
+    with pytest.raises(UserError, match="some text features are not finite"):
+        judge(image, text)
+
+
+def test_repaired_samples_keep_their_fold_and_lose_their_captions() -> None:
+    fold = np.arange(50) % 4
+    owner = repaired(fold, np.random.default_rng(0))
+    assert sorted(owner) == list(range(50))
+    assert (owner != np.arange(50)).all()
+    assert (fold[owner] == fold).all()
+
+
+def test_the_share_of_wrong_pairs_is_read_where_no_right_pair_is() -> None:
+    draw = np.random.default_rng(0)
+    given = np.concatenate([draw.normal(0, 1, 3000), draw.normal(5, 1, 7000)])
+    found = mismatch(given, draw.normal(0, 1, 20_000))
+    assert 0.3 <= found.noise_rate <= 0.34  # an upper bound, by a standard error
+    order = given.argsort()
+    assert (np.diff(found.p_mismatch[order]) <= 1e-12).all()
+    # Bayes, where both densities are known: at 2.5 right pairs are 7 / 3 times as many as wrong ones
+    middle = np.abs(given - 2.5) < 0.15
+    assert float(found.p_mismatch[middle].mean()) == pytest.approx(0.3, abs=0.12)
+
+
+def test_neighbours_predict_what_the_loop_says() -> None:
+    image, text, _ = features(60, 0.2)
+    weights = torch.from_numpy(np.random.default_rng(2).uniform(0, 1, 60)).float()
+    near = NeighbourPredictions.of(image, text, 7)
+    caption_of_image, image_of_caption = near.predict(weights, 5)
+    for rows, others, predicted in (
+        (near.image, near.text, caption_of_image),
+        (near.text, near.image, image_of_caption),
+    ):
+        for i in (0, 17, 59):
+            cosines = (rows @ rows[i]).double()
+            cosines[i] = -9
+            nearest = cosines.topk(5).indices
+            votes = torch.exp(cosines[nearest] / 0.1) * weights[nearest].double()
+            expected = (votes[:, None] * others[nearest].double()).sum(0) / votes.sum() - others.double().mean(0)
+            torch.testing.assert_close(predicted[i].double(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_nobody_is_their_own_neighbour_even_among_equals() -> None:
+    image = torch.nn.functional.one_hot(torch.arange(40) // 10, 8).float() + 0.01
+    near = NeighbourPredictions.of(image, F.normalize(torch.randn(40, 5), dim=-1), 4)
+    assert near.near_image.shape == (40, 4)
+    assert not (near.near_image == torch.arange(40)[:, None]).any()

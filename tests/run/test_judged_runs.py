@@ -1,0 +1,114 @@
+"""Recipes with a judge, from the file to the weights: it weighs the pairs, teaches, and stands beside the heads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+from troth import recipe as recipes
+from troth.encoders import HeadsEncoder, SpectralHead
+from troth.errors import UserError
+from troth.recipe import Recipe
+from troth.run import build, open_run, resume, train
+from troth.train import JUDGEMENT_NAME
+
+SETTINGS = [
+    "data={source={kind='spiked', num_samples=400}, noise={fraction=0.4}}",
+    "judge.procedure={folds=3, neighbours=9, repairings=2}",
+    "model={kind='heads', embed_dim=16, hidden_dim=16, skip='spectral'}",
+    "train={epochs=2, batch_size=80, precision='float32', device='cpu', checkpoint_every_steps=5, tensorboard=false}",
+    "evaluation.tasks=[]",
+]
+
+
+def judged_recipe(*more: str) -> Recipe:
+    return recipes.load("robust", [*SETTINGS, *more])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("judged") / "run"
+    train(judged_recipe(), path, progress=False)
+    return path
+
+
+def test_the_judgement_is_written_beside_the_run_and_finds_the_wrong_pairs(folder: Path) -> None:
+    table = parquet.read_table(folder / JUDGEMENT_NAME)
+    wrong = build(judged_recipe()).noise.mismatched
+    assert table.column_names == ["id", "score", "p_mismatch", "weight"]
+    assert roc_auc_score(wrong, table["p_mismatch"].to_numpy()) > 0.85
+    np.testing.assert_allclose(table["weight"].to_numpy(), 1 - table["p_mismatch"].to_numpy())
+    assert float(table.schema.metadata[b"noise_rate"]) == pytest.approx(0.4, abs=0.2)
+
+
+def test_batches_carry_the_judges_weights_and_points() -> None:
+    built = build(judged_recipe())
+    assert built.judged is not None
+    judgement = built.judged.judgement
+    (loaded,) = built.stream().batches(0, 1)
+    assert loaded.judged is not None
+    index = loaded.batch.index
+    torch.testing.assert_close(loaded.judged.weight, (1 - judgement.p_mismatch[index]).float())
+    # The captions are those that the pairs were given, wrong ones among them.
+    torch.testing.assert_close(loaded.judged.text, judgement.alignment.text(F.normalize(loaded.batch.text, dim=-1)))
+    torch.testing.assert_close(loaded.judged.image, judgement.alignment.image(F.normalize(loaded.batch.image, dim=-1)))
+
+
+def test_heads_begin_at_the_judges_map_and_their_checkpoint_holds_it(folder: Path) -> None:
+    built = build(judged_recipe())
+    built.begin()
+    assert built.judged is not None
+    encoder = built.model.encoder
+    assert isinstance(encoder, HeadsEncoder)
+    image = built.judged.image_features
+    expected = built.judged.judgement.alignment.image(F.normalize(image, dim=-1))[:, :16]
+    torch.testing.assert_close(built.model.embed_image(image), F.normalize(expected, dim=-1), atol=1e-5, rtol=1e-4)
+    trained = open_run(folder, "last").model.encoder
+    assert isinstance(trained, HeadsEncoder)
+    assert isinstance(trained.image_head, SpectralHead)
+    torch.testing.assert_close(trained.image_head.matrix, encoder.image_head.matrix)
+    assert bool(trained.image_head.head[-1].weight.any()), "the head beside it has learnt"
+
+
+def test_a_judged_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    last = max((copy / "checkpoints").iterdir())
+    expected = (last / "model.safetensors").read_bytes()
+    shutil.rmtree(last)
+    assert resume(copy, progress=False).step == 10
+    assert (last / "model.safetensors").read_bytes() == expected
+    assert load_file(last / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["judge=none"], r"objective.by.file: the data carry no weights .* or add a \[judge\]"),
+        (["judge=none", "objective={kind='distillation'}"], "judge: the objective learns from a judge's points"),
+        (["judge=none", "objective={kind='infonce'}"], "judge: model.skip puts a judge's map beside the heads"),
+        (["objective={kind='infonce'}", "model.skip=none"], "judge: nothing in the recipe goes by a judge"),
+        (["data.noise.mode=batch"], "data.noise.mode: noise of every batch"),
+        (["data.source.num_samples=150"], "judge: 150 pairs are too few to judge"),
+        (["judge.procedure.folds=1"], "judge.procedure.folds: input should be greater than or equal to 2"),
+        (["model.multi={num_tokens=2, sub_dim=8}"], "skip: several class tokens have no linear map beside them"),
+    ],
+)
+def test_what_a_judge_cannot_do_is_one_line(settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(judged_recipe(*settings)).stream()
+
+
+def test_weights_without_a_judge_need_a_table() -> None:
+    weighted = "objective={kind='reweighted', objective={kind='infonce'}, by={kind='given'}}"
+    with pytest.raises(UserError, match="objective.by.file: the data carry no weights"):
+        build(judged_recipe("judge=none", "model.skip=none", weighted))
+    assert build(judged_recipe("model.skip=none", weighted)).judged is not None
