@@ -109,6 +109,6 @@ def test_what_a_judge_cannot_do_is_one_line(settings: list[str], message: str) -
 
 def test_weights_without_a_judge_need_a_table() -> None:
     weighted = "objective={kind='reweighted', objective={kind='infonce'}, by={kind='given'}}"
-    with pytest.raises(UserError, match="objective.by.file: the data carry no weights"):
+    with pytest.raises(UserError, match=r"objective\.by\.file: the data carry no weights"):
         build(judged_recipe("judge=none", "model.skip=none", weighted))
     assert build(judged_recipe("model.skip=none", weighted)).judged is not None

@@ -31,7 +31,7 @@ def mismatch(given: Float64, repaired: Float64) -> Mismatch:
 
         f_given = (1 - e) f_right + e f_wrong                                    f: densities of the score
         P(wrong | s) = e f_wrong(s) / f_given(s)
-        e            = min over low scores q of F_given(q) / F_wrong(q) + its standard error     F: distribution functions
+        e            = min over low scores q of F_given(q) / F_wrong(q) + standard error     F: distribution functions
 
     ``f_wrong`` needs no labels and no Gaussian: captions of other samples, drawn at random, have it. The ratio of
     densities is fitted as a monotone function of the score (isotonic regression of "given" against "re-paired"). The

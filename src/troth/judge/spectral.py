@@ -69,7 +69,7 @@ class Whitened:
         W_I = (Cov(x) + shrinkage mean_eigenvalue I)^(-1/2)          W_T likewise; from all samples, paired right or not
         M   = W_I  (sum_i w_i (x_i - m_x) (y_i - m_y)^T / sum_i w_i)  W_T      m: the weighted means
         M   = U S V^T
-        u(x) = normalize( (x - m_x) W_I U_r S_r^(power / 2) )        v(y) = normalize( (y - m_y) W_T V_r S_r^(power / 2) )
+        u(x) = normalize( (x - m_x) W_I U_r S_r^(power / 2) )      v(y) = normalize( (y - m_y) W_T V_r S_r^(power / 2) )
 
     This is the one-step global minimiser of the linear contrastive loss, whose contrastive cross-covariance is plain
     cross-covariance, on whitened features: regularised canonical correlation analysis. A share p of wrongly matched

@@ -189,5 +189,5 @@ def check_weights(recipe: Recipe) -> None:
         raise UserError(
             "the data carry no weights",
             where="objective.by.file",
-            remedy='name a table of weights by sample id, such as an audit\'s: file = "audit.parquet", or add a [judge]',
+            remedy='a table of weights by sample id, such as an audit\'s (file = "audit.parquet"), or add a [judge]',
         )
