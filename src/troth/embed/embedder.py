@@ -74,7 +74,7 @@ class FrozenEncoders:
         return self._features[key]
 
     def share(self, whole: Source, rows: Int64[Tensor, " M"], source: Source) -> None:
-        """Cache the features of ``source``: its pictures are those of ``rows`` of ``whole``, which has its captions too.
+        """Cache the features of ``source``: the pictures of ``rows`` of ``whole``, with captions that occur there.
 
         See :func:`~troth.embed.features.share_features`.
         """
