@@ -15,22 +15,11 @@ from typing import Any
 import torch
 
 from benchmarks.table import Record, kept, report, save
+from troth.bench.methods import REGIMES, SMALL
 from troth.recipe import Recipe, from_dict, load, to_dict
 from troth.run.opened import OpenedRun, open_run
 from troth.run.training import resume, train
 from troth.train.resume import holds_run
-
-REGIMES = ("heads", "small")
-
-#: What the small towers are cut to, so that a run takes minutes on one core.
-SMALL = (
-    "model.vision_layers=4",
-    "model.text_layers=2",
-    "model.context_length=16",
-    "train.epochs=6",
-    "train.evaluate_every_epochs=6",
-    "train.num_workers=0",
-)
 
 
 @dataclass(frozen=True)

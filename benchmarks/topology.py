@@ -6,7 +6,7 @@
 Euclidean space and oblique manifolds from three first multipliers, e^0, e^2.64 and e^5.31, learnable and (table 3: e^0
 only) fixed, and oblique manifolds of one dimension in all but different numbers of spheres, of one token and of several
 (table 4). Here every geometry meets every start, learnable and fixed. The recipes are ``heads-infonce`` as it is and
-``small-infonce`` with smaller towers and fewer epochs (``benchmarks.seeds.SMALL``), 256 dimensions in all where the
+``small-infonce`` with smaller towers and fewer epochs (``troth.bench.methods.SMALL``), 256 dimensions in all where the
 paper has 512, and no cap on the multiplier, which could not have been active in the paper's ablations; nothing else
 differs between rows, and nothing was tuned. Three seeds; ``--quick`` takes one and two epochs.
 

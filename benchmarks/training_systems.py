@@ -4,7 +4,7 @@
                                           [--runs FOLDER] [--jobs N]
 
 Every system is a shipped recipe, run as it is (``heads``) or with smaller towers and fewer epochs than it says
-(``small``: see ``benchmarks.seeds.SMALL``), three seeds each; ``--quick`` takes one seed and two epochs. Printed and
+(``small``: see ``troth.bench.methods.SMALL``), three seeds each; ``--quick`` takes one seed and two epochs. Printed and
 saved are, of the last step, with standard errors over seeds: zero-shot top-1 on the unseen style, top-1 among held-out
 concepts, mean recall of retrieval, and on the emoji's categories linear probing, nearest neighbours (k = 20), and the
 agreement of k-means with them (ARI, AMI); for systems with episodes the k-means' share of their time, for unpaired data

@@ -21,6 +21,8 @@ recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True, rich_mar
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measure methods on noisy pairs.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as train.epochs=3.")
@@ -225,6 +227,56 @@ def data_check(
     from troth import run
 
     run.check_data(data, ledger)
+
+
+Yardstick = Annotated[Path, typer.Option(help="Where data, answers, runs and results are kept.")]
+Jobs = Annotated[int, typer.Option(help="Runs at a time, of one thread each.")]
+RegimeName = Annotated[str | None, typer.Option("--regime", help="heads or small; by default both.")]
+
+
+@bench_app.command("robustness")
+def bench_robustness(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Some methods on heads, no noise and 40%, one seed: minutes.")
+    ] = False,
+    regime: RegimeName = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="This method only; may be repeated.")] = None,
+    noise: Annotated[
+        list[str] | None, typer.Option(metavar="KIND-PERCENT", help="This setting only, as uniform-40; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each method and setting.")] = 3,
+    out: Yardstick = Path("runs/robustness"),
+    jobs: Jobs = 2,
+) -> None:
+    """Train every method on the same noisy pairs, the answers out of reach; print and keep what each is worth.
+
+    Runs are kept and taken up where they stopped; results.parquet is written after each.
+    """
+    from troth.bench import Order, run_robustness
+    from troth.bench.methods import regimes_named
+
+    chosen = regimes_named(regime or ("heads" if quick else None))
+    run_robustness(Order(out, quick, chosen, tuple(only or ()), tuple(noise or ()), seeds, jobs))
+
+
+@bench_app.command("select")
+def bench_select(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A row of the yardstick.")],
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE,...", help="Values to try, as objective.q=0.3,0.5,0.7.")
+    ] = None,
+    noise: Annotated[str, typer.Option(metavar="KIND-PERCENT", help="The setting.")] = "uniform-40",
+    seed: Annotated[int, typer.Option(help="Of noise and runs.")] = 100,
+    regime: Annotated[str, typer.Option(help="heads or small.")] = "heads",
+    out: Yardstick = Path("runs/robustness"),
+    jobs: Jobs = 2,
+) -> None:
+    """Choose a method's settings by retrieval among noisy pairs left out: no answers, no tests."""
+    from troth.bench import run_select
+    from troth.bench.methods import regimes_named
+
+    chosen = regimes_named(regime)[0]
+    run_select(method, grid or (), out=out, noise=noise, seed=seed, regime=chosen, jobs=jobs)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from tests.encoders.test_models import TINY
 from troth.data.ledger import Ledger, SampleError
 from troth.embed import FeatureCache, Uncached, embed_source, embed_texts, frozen_features
+from troth.embed.features import share_features
 from troth.encoders import ContrastiveModel, Heads
 from troth.encoders.pixels import PixelTransform
 from troth.errors import UserError
@@ -129,6 +130,61 @@ def test_other_pixels_under_the_same_keys_are_encoded_anew(cache):
     assert images.encoded == 4
     assert texts.encoded == [], "the captions did not change"
     assert features.image_features[0, 1] == 99
+
+
+def test_the_same_pictures_under_other_captions_are_not_encoded_again(cache):
+    class Recaptioned(Colours):
+        fingerprint = "e" * 64
+
+        def captions(self, index):
+            return (f"another {index}",)
+
+    first = frozen_features(Colours(), MeanColour(), Lengths(), cache)
+    images, texts = MeanColour(), Lengths()
+    again = frozen_features(Recaptioned(), images, texts, cache)
+    assert images.encoded == 0
+    assert torch.equal(first.image_features, again.image_features)
+    assert texts.encoded == [f"another {index}" for index in range(6)]
+
+
+def test_other_keys_are_other_pictures(cache):
+    class Renamed(Colours):
+        def key(self, index):
+            return f"shade-{index}"
+
+    frozen_features(Colours(), MeanColour(), Lengths(), cache)
+    images = MeanColour()
+    frozen_features(Renamed(), images, Lengths(), cache)
+    assert images.encoded == 4
+
+
+def test_shared_features_are_read_and_not_encoded(cache):
+    class Whole(Colours):
+        def read_image(self, index):
+            return Colours.read_image(self, 0 if index in (2, 4) else index)
+
+    class Part(Whole):
+        """Samples 5, 1 and 0 of the whole under other keys, with captions of other samples."""
+
+        def key(self, index):
+            return f"part-{index}"
+
+        def captions(self, index):
+            return (("shade 2",), ("shade 1", "a colour"), ("shade 2",))[index]
+
+        def read_image(self, index):
+            return super().read_image((5, 1, 0)[index])
+
+    whole = frozen_features(Whole(), MeanColour(), Lengths(), cache)
+    images, texts = MeanColour(), Lengths()
+    share_features(whole, torch.tensor([5, 1, 0]), Part(3), images, texts, cache)
+    shared = frozen_features(Part(3), images, texts, cache)
+    assert (images.encoded, texts.encoded) == (0, [])
+    alone = frozen_features(Part(3), MeanColour(), Lengths(), FeatureCache(cache.folder / "other"))
+    assert shared.captions == alone.captions == ("shade 2", "shade 1", "a colour")
+    assert torch.equal(shared.image_features, alone.image_features)
+    assert torch.equal(shared.text_features, alone.text_features)
+    assert bool(shared.valid.all())
 
 
 @pytest.mark.parametrize("change", ["weights_hash", "preprocessing", "precision", "name"])

@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.train.small import SmallEncoder, SmallStream, small_model, trainer, without_clock
@@ -49,6 +51,28 @@ def test_the_learning_rate_is_the_schedules(tmp_path: Path) -> None:
     trainer(tmp_path, config={"schedule": schedule}).run()
     rates = [record["learning_rate"] for record in read_log(tmp_path, "train")]
     assert rates == pytest.approx([1e-2 * schedule.factor(step, 15) for step in range(15)])
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(7, 7), (15, 15), (99, 15)])
+def test_a_run_of_so_many_steps_ends_within_an_epoch_with_its_schedule(tmp_path: Path, limit: int, steps: int) -> None:
+    schedule = ScheduleConfig(warmup_steps=2, final_fraction=0.1)
+    result = trainer(tmp_path, config={"schedule": schedule, "max_steps": limit}).run()
+    rates = [record["learning_rate"] for record in read_log(tmp_path, "train")]
+    assert rates == pytest.approx([1e-2 * schedule.factor(step, steps) for step in range(steps)])
+    assert (result.step, read_position(result.checkpoint).total_steps) == (steps, steps)
+
+
+def test_a_run_of_so_many_steps_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", config={"max_steps": 13}).run()
+    config = {"max_steps": 13, "checkpoint_every_steps": 4, "keep_last": 9}
+    broken = trainer(tmp_path / "broken", config=config)
+    broken.run()
+    for step in (13, 12, 10):
+        shutil.rmtree(tmp_path / "broken" / "checkpoints" / f"step-{step:08d}")
+    again = trainer(tmp_path / "broken", config=config).run(resume=True)
+    assert again.step == 13
+    first, second = (load_file(each.checkpoint / "model.safetensors") for each in (whole, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_step_is_a_plain_pytorch_step(tmp_path: Path) -> None:

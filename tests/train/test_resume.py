@@ -27,6 +27,7 @@ from troth.train import (
     [
         ({"stream": SmallStream(batch_size=4), "config": {"epochs": 1}}, "batch size was 8"),
         ({"config": {"epochs": 4}}, "number of steps was 15 .* is 20 now"),
+        ({"config": {"max_steps": 14}}, "max_steps: the number of steps was 15 .* is 14 now"),
         ({"seed": 3}, "seed was 0"),
         (
             {"stream": type("Other", (SmallStream,), {"fingerprint": "e" * 64})()},

@@ -32,13 +32,22 @@ class EmbeddedSource:
 
     def open(self) -> IndexedSource:
         """Open the split. Its shards are unpacked into the cache once. Raises UserError if they are not there."""
-        shards = sorted(str(path) for path in EMBEDDED_FOLDER.glob(f"{self.split}-*.tar*"))
-        if not shards:
+        shards = self._shards()
+        if not shards.urls:
             raise UserError(
                 f"the package was installed without the shards of {self.split!r}",
                 where="split",
                 remedy=f"they belong in {EMBEDDED_FOLDER}",
             )
-        source = TarSource(urls=tuple(shards), key_with_shard=False).open()
+        source = shards.open()
         source.name = f"embedded {self.split}"
         return source
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the shards, and where the cache keeps, or would keep, their unpacked copies and indexes."""
+        shards = self._shards()
+        return shards.files() if shards.urls else ()
+
+    def _shards(self) -> TarSource:
+        urls = sorted(str(path) for path in EMBEDDED_FOLDER.glob(f"{self.split}-*.tar*"))
+        return TarSource(urls=tuple(urls), key_with_shard=False)

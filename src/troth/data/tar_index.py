@@ -73,10 +73,9 @@ def index_shard(url: str, options: ShardOptions, folder: Path) -> Shard:
     Raises:
         UserError: the tar unpacks to more than ``options.max_unpacked``, or the cache cannot be written.
     """
-    identity = content_identity(url)
-    index_path = folder / f"{hash_of([INDEX_VERSION, identity, asdict(options)])}.arrow"
+    copy, index_path = cached_files(url, options, folder)
     gzipped = _is_gzip(url)
-    tar_path = str(folder / f"{identity}.tar") if gzipped else url
+    tar_path = str(copy) if gzipped else url
     with writing_cache(folder):
         unpacked = not gzipped or Path(tar_path).is_file()
     if unpacked:
@@ -91,6 +90,12 @@ def index_shard(url: str, options: ShardOptions, folder: Path) -> Shard:
         ledger.add(LedgerEntry(options.name, "broken-member", damage))
     store_index(index_path, table, ledger)
     return Shard(tar_path, table, ledger)
+
+
+def cached_files(url: str, options: ShardOptions, folder: Path) -> tuple[Path, Path]:
+    """Return where in ``folder`` the unpacked copy of a gzipped tar and the index of any tar are, or would be."""
+    identity = content_identity(url)
+    return folder / f"{identity}.tar", folder / f"{hash_of([INDEX_VERSION, identity, asdict(options)])}.arrow"
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from troth.data.blobs import RangeReader, is_remote, local_path, remote
 from troth.data.files import cache_folder
 from troth.data.ledger import Ledger, LedgerEntry
 from troth.data.source import IndexedSource
-from troth.data.tar_index import ShardOptions, index_shard
+from troth.data.tar_index import ShardOptions, cached_files, index_shard
 from troth.errors import UserError
 from troth.types import STRICT
 
@@ -69,13 +69,7 @@ class TarSource:
         tables: list[pa.Table] = []
         files: list[str] = []
         for number, (url, name) in enumerate(zip(urls, names, strict=True)):
-            options = ShardOptions(
-                name=name,
-                category_field=self.category_field,
-                key_prefix=f"{name}/" if self.key_with_shard else "",
-                max_unpacked=int(self.max_unpacked_gib * 2**30),
-            )
-            shard = index_shard(url, options, cache_folder() / "tars")
+            shard = index_shard(url, self._options(name), cache_folder() / "tars")
             files.append(shard.path)
             ledger.extend(shard.ledger)
             column = pa.array(np.full(shard.table.num_rows, number, dtype=np.int32))
@@ -84,6 +78,23 @@ class TarSource:
         index = drop_duplicates(pa.concat_tables(tables), ledger)
         title = str(self.urls) if isinstance(self.urls, str) else f"{len(urls)} tars"
         return IndexedSource(title, index, RangeReader(files), ledger, where="urls")
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the local tars and where the cache keeps, or would keep, their unpacked copies and indexes."""
+        urls = expand_urls(self.urls)
+        folder = cache_folder() / "tars"
+        found: list[Path] = []
+        for url, name in zip(urls, shard_names(urls), strict=True):
+            found += [Path(url), *cached_files(url, self._options(name), folder)]
+        return tuple(found)
+
+    def _options(self, name: str) -> ShardOptions:
+        return ShardOptions(
+            name=name,
+            category_field=self.category_field,
+            key_prefix=f"{name}/" if self.key_with_shard else "",
+            max_unpacked=int(self.max_unpacked_gib * 2**30),
+        )
 
 
 def expand_urls(urls: str | Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from troth.data.ledger import Ledger
 from troth.data.source import Source
 from troth.embed.cache import FeatureCache, Uncached
-from troth.embed.features import FrozenFeatures, Progress, frozen_features
+from troth.embed.features import FrozenFeatures, Progress, frozen_features, share_features
 from troth.embed.pictures import picture_identity
 from troth.embed.trained import Precision, embed_source, embed_text_features, embed_texts
 from troth.embed.vectors import CarriedVectors
@@ -72,6 +72,13 @@ class FrozenEncoders:
                 on_progress=self._on_progress,
             )
         return self._features[key]
+
+    def share(self, whole: Source, rows: Int64[Tensor, " M"], source: Source) -> None:
+        """Cache the features of ``source``: the pictures of ``rows`` of ``whole``, with captions that occur there.
+
+        See :func:`~troth.embed.features.share_features`.
+        """
+        share_features(self.features(whole), rows, source, *self._encoders, self.cache)
 
 
 class Embedder:

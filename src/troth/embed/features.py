@@ -151,15 +151,7 @@ def frozen_features(
             len(source), batches, image_encoder.encode_pixels, image_encoder.dim, identity.missing, report(0)
         )
 
-    images = cache.get_or_compute(
-        CacheKey(
-            weights=image_encoder.weights_hash,
-            data=identity.digest,
-            preprocessing=f"{DECODER}; {image_encoder.name}: {image_encoder.preprocessing}",
-            dtype=image_encoder.precision,
-        ),
-        encode_images,
-    )
+    images = cache.get_or_compute(_image_key(image_encoder, identity.digest), encode_images)
     text_features = frozen_texts(captions, text_encoder, cache, on_progress=report(len(source)))
     return FrozenFeatures(
         captions=captions,
@@ -181,13 +173,57 @@ def frozen_texts(
 
     ``on_progress`` is called with (texts done, texts in all) while they are computed.
     """
-    key = CacheKey(
-        weights=text_encoder.weights_hash,
-        data=hash_texts(texts),
-        tokenizer=text_encoder.tokenization,
-        dtype=text_encoder.precision,
-    )
     entry = (cache or FeatureCache()).get_or_compute(
-        key, lambda: CacheEntry({"features": text_encoder.encode(texts, on_progress)})
+        _text_key(text_encoder, texts), lambda: CacheEntry({"features": text_encoder.encode(texts, on_progress)})
     )
     return entry.tensors["features"]
+
+
+def share_features(
+    features: FrozenFeatures,
+    rows: Int64[Tensor, " M"],
+    source: Source,
+    image_encoder: FrozenImageEncoder,
+    text_encoder: FrozenTextEncoder,
+    cache: FeatureCache,
+) -> None:
+    """Cache the features of a source whose pictures and captions another one has, without encoding them again.
+
+    :func:`frozen_features` of ``source`` then reads what this wrote. They are the other's to the last bits only: how
+    many were encoded at a time may have differed.
+
+    Args:
+        features: of the other source, all of whose pictures could be read.
+        rows: ``(M,)`` which sample of the other each of the source has the picture of.
+        source: M samples.
+        image_encoder: made the picture features.
+        text_encoder: made the text features.
+        cache: where to keep them; what is there already stays.
+    """
+    assert bool(features.valid.all()), "an unreadable picture has no features to share"
+    captions = distinct_captions(source)
+    key = _image_key(image_encoder, picture_identity(source).digest)
+    if cache.load(key) is None:
+        tensors = {
+            "features": features.image_features[rows],
+            "valid": torch.ones(len(rows), dtype=torch.bool),
+        }
+        cache.store(key, CacheEntry(tensors, {"ledger": "[]"}))
+    key = _text_key(text_encoder, captions)
+    if cache.load(key) is None:
+        cache.store(key, CacheEntry({"features": features.text_features[features.rows(captions)]}))
+
+
+def _image_key(encoder: FrozenImageEncoder, digest: str) -> CacheKey:
+    return CacheKey(
+        weights=encoder.weights_hash,
+        data=digest,
+        preprocessing=f"{DECODER}; {encoder.name}: {encoder.preprocessing}",
+        dtype=encoder.precision,
+    )
+
+
+def _text_key(encoder: FrozenTextEncoder, texts: Sequence[str]) -> CacheKey:
+    return CacheKey(
+        weights=encoder.weights_hash, data=hash_texts(texts), tokenizer=encoder.tokenization, dtype=encoder.precision
+    )

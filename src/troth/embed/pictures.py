@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ class PictureIdentity:
     """What the encoded pictures of a source are.
 
     Attributes:
-        digest: sha256 (hex) of the source's keys, captions and encoded pictures.
+        digest: sha256 (hex) of the source's keys and encoded pictures, in id order.
         missing: keys of the samples whose picture could not be read.
     """
 
@@ -180,14 +181,15 @@ class PictureIdentity:
 
 
 def picture_identity(source: Source) -> PictureIdentity:
-    """Read every encoded picture once and return what they are.
+    """Read every encoded picture once and return what they are, whatever captions they have.
 
-    The fingerprint of a source covers keys and captions only. A picture replaced under the same key must be encoded
-    anew, so the bytes are read (not decoded, a small part of encoding them) before a cached file is trusted.
+    A picture replaced under the same key must be encoded anew, so the bytes are read (not decoded, a small part of
+    encoding them) before a cached file is trusted. The same pictures under other captions need not be.
     """
-    digest = hashlib.sha256(source.fingerprint.encode())
+    digest = hashlib.sha256()
     missing: set[str] = set()
     for index in range(len(source)):
+        digest.update(json.dumps(source.key(index), ensure_ascii=True).encode("ascii"))
         try:
             data = source.read_image(index)
         except SampleError as error:

@@ -165,6 +165,12 @@ def _check_unpaired(recipe: Recipe) -> None:
             where="unpaired",
             remedy='set one of the two sections to "none"',
         )
+    if recipe.unpaired is not None and recipe.train.max_steps is not None:
+        raise UserError(
+            "a run with unpaired data has two stages, each as long as its epochs",
+            where="train.max_steps",
+            remedy='set it to "none"',
+        )
     for side, training in recipe.towers.sides():
         if recipe.unpaired is not None and training.lock_after_epochs is not None:
             raise UserError(

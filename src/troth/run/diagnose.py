@@ -258,10 +258,11 @@ def _scale(folder: Path, run: OpenedRun, notes: list[str]) -> ScaleCourse:
 def _steps_per_epoch(recipe: Recipe, total_steps: int, records: Sequence[dict[str, int]]) -> float | None:
     """Return how many steps a pass over the pairs had.
 
-    A second stage's epochs are of another length. There the log's own numbers tell, to the steps between its lines: the
-    epoch ``e`` of a step ``s`` is ``ceil(s / steps)``, so that there are at least ``s / e`` steps.
+    A second stage's epochs are of another length, and a run with a limit of steps may end within one. There the log
+    tells, to the steps between its lines: the epoch ``e`` of a step ``s`` is ``ceil(s / steps)``, so that there are at
+    least ``s / e`` steps.
     """
-    if recipe.unpaired is None:
+    if recipe.unpaired is None and recipe.train.max_steps is None:
         return total_steps / recipe.train.epochs if recipe.train.epochs else None
     known = [record["step"] / record["epoch"] for record in records if 1 <= record["epoch"] <= recipe.train.epochs]
     return float(np.ceil(max(known))) if known else None

@@ -29,6 +29,7 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the data.
+        max_steps: steps after which the run ends if its epochs have more; schedules are then that long. None: no limit.
         batch_size: pairs of a step, over all ranks.
         micro_batch_size: rows the towers take at once on each rank; None: all of the rank's rows. Smaller needs less
             memory and gives the same gradients, at the price of a second forward pass.
@@ -47,6 +48,7 @@ class TrainConfig:
     """
 
     epochs: Annotated[int, Field(gt=0)] = 10
+    max_steps: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=1)] = 256
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -61,6 +63,11 @@ class TrainConfig:
     checkpoint_every_steps: Annotated[int, Field(gt=0)] | None = None
     keep_last: Annotated[int, Field(gt=0)] = 2
     tensorboard: bool = True
+
+    def total_steps(self, stream: BatchStream) -> int:
+        """Return how many steps a run on ``stream`` has."""
+        steps = stream.total_steps(self.epochs)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def step_maker(
         self,

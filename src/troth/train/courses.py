@@ -17,9 +17,8 @@ from troth.train.optimizer import Course, ScheduleConfig
 class Scheduled(Protocol):
     """A run's length and schedule, as :class:`~troth.train.config.TrainConfig` has them."""
 
-    @property
-    def epochs(self) -> int:
-        """Passes over the data."""
+    def total_steps(self, stream: BatchStream) -> int:
+        """Steps of a run on ``stream``."""
 
     @property
     def schedule(self) -> ScheduleConfig:
@@ -48,7 +47,7 @@ def tower_courses(
                 remedy='set it to "none", or episodes.lock_image_from',
             )
     sides = {**dict.fromkeys(lock_after_steps, TowerTraining()), **dict(model.towers.sides())}
-    total_steps = stream.total_steps(config.epochs)
+    total_steps = config.total_steps(stream)
     courses: dict[str, Course] = {}
     for side, training in sides.items():
         end = lock_after_steps.get(side)
@@ -56,7 +55,7 @@ def tower_courses(
             end = stream.total_steps(training.lock_after_epochs)
             if end > total_steps:
                 raise UserError(
-                    f"locked after epoch {training.lock_after_epochs}, the tower never is: the run has {config.epochs}",
+                    f"locked after epoch {training.lock_after_epochs}, the tower never is: the run ends before",
                     where=f"towers.{side}.lock_after_epochs",
                     remedy="an earlier epoch, or none",
                 )

@@ -94,7 +94,7 @@ def dry_run(
         episodes.declare(state)
     beginning = 0 if episodes is None else episodes.rehearsal_step
     make_step = config.step_maker(model, objective, state, seed, stream, episodes)
-    total_steps = stream.total_steps(config.epochs)
+    total_steps = config.total_steps(stream)
     device = next(model.parameters()).device
     model.train()
     first_stage = objective_steps = total_steps

@@ -116,7 +116,7 @@ class Trainer:
         self.ledger = ledger if ledger is not None else Ledger()
         self.progress = progress
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=config.keep_last)
-        self.total_steps = stream.total_steps(config.epochs)
+        self.total_steps = config.total_steps(stream)
         #: How many steps the objective's schedules have.
         self._objective_steps = self.total_steps
         self._objective = objective

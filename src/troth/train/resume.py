@@ -15,7 +15,7 @@ logger = logging.getLogger("troth")
 _SAME = {
     "fingerprint": ("data", "the content of the data (or its teacher)"),
     "batch_size": ("train.batch_size", "the batch size"),
-    "total_steps": ("train.epochs", "the number of steps"),
+    "total_steps": ("train.epochs or train.max_steps", "the number of steps"),
     "seed": ("seed", "the seed"),
     "objective": ("objective", "the objective"),
     "geometry": ("geometry", "the geometry"),

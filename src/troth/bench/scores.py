@@ -1,0 +1,173 @@
+"""What a finished run is worth, measured after it has ended and not by the process that trained it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from troth.audit import against_truth, fit_mixture, pair_scores
+from troth.bench.data import pairs_source
+from troth.bench.settings import Place
+from troth.data import CaptionAssignment, Source, atomic_path
+from troth.embed import Embedder, FrozenEncoders
+from troth.encoders import Heads
+from troth.errors import UserError
+from troth.evaluate.result import TaskResult
+from troth.recipe import EvaluationConfig
+from troth.run.opened import OpenedRun, open_run
+from troth.run.scoring import caption_points, flatten, run_tasks
+
+SCORE_NAME = "score.json"
+#: What a method that judges the pairs itself leaves in its run: columns ``id`` and ``score``, and the noise rate.
+JUDGEMENT_NAME = "judgement.parquet"
+_RATE = b"noise_rate"
+
+#: The metrics of the tests, by their names in the results.
+TESTS = {
+    "zero_shot": "style-shift/top1",
+    "new_concepts": "concept/held_out/top1",
+    "retrieval": "retrieval/mean_recall",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of ``results.parquet``.
+
+    Attributes:
+        regime: ``heads`` or ``small``.
+        method: the row.
+        noise: name of the setting.
+        rate: its share of wrong pairs as asked for.
+        seed: of noise and run.
+        zero_shot: top-1 of the unseen style, in percent.
+        new_concepts: top-1 among held-out names, in percent.
+        retrieval: mean recall of unseen clip art, in percent.
+        auroc: that a wrong pair scores lower than a right one, 0 to 1; None where no pair is wrong.
+        average_precision: of the list of pairs, most suspicious first, 0 to 1; None where no pair is wrong.
+        estimated_rate: share of wrong pairs as estimated without the answers, 0 to 1; None if no estimate was possible.
+        true_rate: share of wrong pairs.
+        judged_by: whose scores of pairs these are, the ``model``'s similarity or the method's own ``judgement``.
+        seconds: wall time of the training, or of the part of it that came after it was last taken up.
+        steps: of the optimiser.
+    """
+
+    regime: str
+    method: str
+    noise: str
+    rate: float
+    seed: int
+    zero_shot: float
+    new_concepts: float
+    retrieval: float
+    auroc: float | None
+    average_precision: float | None
+    estimated_rate: float | None
+    true_rate: float
+    judged_by: str
+    seconds: float
+    steps: int
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Score:
+        """Read what :meth:`write` wrote. Raises UserError for a file that is not that."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"not a score: {error}", where=str(path), remedy="remove it") from None
+
+
+def score_run(regime: str, method: str, place: Place, folder: Path, seconds: float) -> Score:
+    """Score the last weights of a run on the default tasks, and its scores of the given pairs against the answers.
+
+    The pairs are those given, all of them, whatever pairs the run was trained on.
+    """
+    run = open_run(folder, "last")
+    frozen = FrozenEncoders(run.recipe.model) if isinstance(run.recipe.model, Heads) else None
+    metrics = flatten(_tests(run, frozen))
+    source = pairs_source(place.pairs).open()
+    mismatched = CaptionAssignment.load(place.answers).mismatched
+    own = folder / JUDGEMENT_NAME
+    judged = read_judgement(own, len(source)) if own.is_file() else _similarities(run, source, frozen)
+    truth = against_truth(judged.score, mismatched[judged.id], estimated_rate=judged.noise_rate)
+    return Score(
+        regime=regime,
+        method=method,
+        noise=place.setting.name,
+        rate=place.setting.rate,
+        seed=place.seed,
+        **{name: 100 * metrics[metric] for name, metric in TESTS.items()},
+        auroc=truth.auroc,
+        average_precision=truth.average_precision,
+        estimated_rate=truth.estimated_rate,
+        true_rate=float(mismatched.mean()),
+        judged_by="judgement" if own.is_file() else "model",
+        seconds=seconds,
+        steps=run.step,
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores of pairs.
+
+    Attributes:
+        id: ``(Q,)`` sample ids.
+        score: ``(Q,)`` higher is a better fit.
+        noise_rate: estimated share of wrong pairs; NaN if unknown.
+    """
+
+    id: npt.NDArray[np.int64]
+    score: npt.NDArray[np.float64]
+    noise_rate: float
+
+
+def read_judgement(path: Path, num_pairs: int) -> Judged:
+    """Read a method's own judgement of its training pairs.
+
+    Args:
+        path: a parquet file with the columns ``id`` and ``score``, and ``noise_rate`` in the metadata of its schema.
+        num_pairs: how many pairs there are.
+
+    Raises:
+        UserError: if the file lacks something, or judges pairs that are not there, or one twice.
+    """
+    try:
+        table = pq.read_table(path, columns=["id", "score"])
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise UserError(f"not a judgement: {str(error).splitlines()[0]}", where=str(path)) from None
+    missing = {"id", "score"} - set(table.column_names)
+    if missing:
+        raise UserError(f"not a judgement: no column {', '.join(sorted(missing))}", where=str(path))
+    number = table["id"].to_numpy().astype(np.int64)
+    if len(np.unique(number)) != len(number) or ((number < 0) | (number >= num_pairs)).any():
+        raise UserError(f"its ids are not distinct numbers of {num_pairs} pairs", where=str(path))
+    try:
+        rate = float((table.schema.metadata or {}).get(_RATE, b"nan"))
+    except ValueError:
+        raise UserError("the noise_rate of its metadata is no number", where=str(path)) from None
+    return Judged(number, table["score"].to_numpy().astype(np.float64), rate)
+
+
+def _similarities(run: OpenedRun, source: Source, frozen: FrozenEncoders | None) -> Judged:
+    """Judge the given pairs by the model's similarities."""
+    embedder = Embedder(run.model, frozen=frozen, num_workers=0)
+    index, image = embedder.images(source)
+    text = caption_points(embedder, [source.captions(i) for i in index.tolist()])
+    score = pair_scores(image, text, embedder.geometry)
+    return Judged(index.numpy(), score, fit_mixture(score).noise_rate)
+
+
+def _tests(run: OpenedRun, frozen: FrozenEncoders | None) -> list[TaskResult]:
+    return run_tasks(replace(run.recipe, evaluation=EvaluationConfig()), run.model, frozen=frozen)

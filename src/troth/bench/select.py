@@ -1,0 +1,191 @@
+"""Choosing a method's settings on noisy pairs alone, as someone without clean ones has to."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from troth.bench.data import pairs_source, prepare, share_features
+from troth.bench.guard import forbidden, guarded_worker, plain_worker
+from troth.bench.methods import Method, Regime, base_recipe, method_named
+from troth.bench.runs import train_kept
+from troth.bench.settings import Place, Setting
+from troth.data import PartSource, atomic_path
+from troth.embed import FrozenEncoders
+from troth.encoders import Heads
+from troth.errors import UserError
+from troth.evaluate.tasks import RetrievalTask
+from troth.recipe import EvaluationConfig, Recipe, to_toml
+from troth.train import Checkpoints, read_position
+
+SELECTION_NAME = "selection.json"
+#: The part of the noisy pairs that is trained on; retrieval among the rest decides.
+TRAINED = 0.9
+_TASK = "selection"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One combination of settings.
+
+    Attributes:
+        settings: ``field=value`` overrides of the method's recipe.
+        mean_recall: of retrieval among the noisy pairs left out, captions as given, in percent.
+        seconds: wall time of the training.
+    """
+
+    settings: tuple[str, ...]
+    mean_recall: float
+    seconds: float
+
+
+def run_select(
+    name: str,
+    grid: Sequence[str],
+    *,
+    out: Path,
+    noise: str = "uniform-40",
+    seed: int = 100,
+    regime: Regime = "heads",
+    jobs: int = 2,
+) -> list[Candidate]:
+    """Train every combination of a grid on a part of noisy pairs; print the table, write the selection, return it.
+
+    Neither answers nor tests take part: trainings and scores run in processes that cannot read them.
+
+    Args:
+        name: the method.
+        grid: ``field=value,value,...`` for each field.
+        out: the yardstick's folder.
+        noise: the setting.
+        seed: of noise and runs; not one of the yardstick's own.
+        regime: which regime.
+        jobs: runs at a time.
+
+    Returns:
+        The candidates, best first; of equals the first of the grid.
+
+    Raises:
+        UserError: for an unknown method or setting, a grid that cannot be, an oracle, or a field no recipe has.
+    """
+    method, place = method_named(name), Place(out, Setting.parse(noise), seed)
+    if method.data != "given":
+        raise UserError("an oracle knows which pairs are right: it selects nothing", where=name)
+    combinations = combined(grid)
+    chosen = [selection_recipe(method, regime, place, settings) for settings in combinations]
+    home = out / "selections" / f"{regime}-{method.slug}" / place.name
+    folders = [home / hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:12] for recipe in chosen]
+    spawn = get_context("spawn")
+    if not place.pairs.is_file() or regime == "heads":
+        # Only here are the captions as they were read, in a process that chooses nothing.
+        with ProcessPoolExecutor(1, spawn, plain_worker) as pool:
+            pool.submit(prepare_selection, place, regime).result()
+    with ProcessPoolExecutor(jobs, spawn, guarded_worker, (forbidden(out),)) as pool:
+        found = list(pool.map(candidate, combinations, chosen, folders))
+    found.sort(key=lambda each: -each.mean_recall)
+    path = home / SELECTION_NAME
+    save(path, method.name, regime, place, found)
+    show(method.name, place, found, path)
+    return found
+
+
+def combined(grid: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every combination of a grid's values as settings; of no grid, none at all: the recipe as it is.
+
+    Raises:
+        UserError: for a field without values.
+    """
+    fields = []
+    for line in grid:
+        field, _, values = line.partition("=")
+        found = split_values(values)
+        if not field.strip() or not all(found):
+            raise UserError("not a grid", where=f"--grid {line}", remedy="FIELD=VALUE,VALUE,... as objective.q=0.3,0.5")
+        fields.append([f"{field.strip()}={value}" for value in found])
+    return list(itertools.product(*fields))
+
+
+def split_values(text: str) -> list[str]:
+    """Split at the commas that stand in no bracket and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        depth += 0 if quote else (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def selection_recipe(method: Method, regime: Regime, place: Place, settings: Sequence[str]) -> Recipe:
+    """Return a candidate's recipe: its method's epochs on the first part of the pairs, scored once on the rest."""
+    recipe = base_recipe(method, regime, place.seed, settings)
+    given = pairs_source(place.pairs)
+    task = RetrievalTask(name=_TASK, source=PartSource(given, start=TRAINED))
+    return replace(
+        recipe,
+        data=replace(recipe.data, source=PartSource(given, stop=TRAINED)),
+        train=replace(recipe.train, evaluate_every_epochs=recipe.train.epochs),
+        evaluation=EvaluationConfig(tasks=(task,)),
+    )
+
+
+def prepare_selection(place: Place, regime: Regime) -> None:
+    """Write the noisy pairs, unless they are there, and compute the frozen features of their parts."""
+    if not place.pairs.is_file():
+        prepare(place)
+    if regime == "heads":
+        given = pairs_source(place.pairs)
+        parts = (PartSource(given, stop=TRAINED), PartSource(given, start=TRAINED))
+        share_features(FrozenEncoders(Heads(), num_workers=2), parts)
+
+
+def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path) -> Candidate:
+    """Train a candidate, or take it up, and return its score. Its process is under the guard."""
+    seconds = train_kept(recipe, folder)
+    path = Checkpoints(folder / "checkpoints").latest()
+    assert path is not None, "a finished run has a checkpoint"
+    metrics = read_position(path).metrics
+    return Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds)
+
+
+def save(path: Path, method: str, regime: str, place: Place, found: Sequence[Candidate]) -> None:
+    """Write the selection as JSON, atomically: the winner's settings, and all candidates, best first."""
+    record = {
+        "method": method,
+        "regime": regime,
+        "noise": place.setting.name,
+        "seed": place.seed,
+        "metric": f"mean recall among the noisy pairs from {TRAINED:g} to 1, captions as given, in percent",
+        "winner": list(found[0].settings),
+        "candidates": [asdict(each) for each in found],
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def show(method: str, place: Place, found: Sequence[Candidate], path: Path) -> None:
+    """Print the candidates, best first."""
+    table = Table(title=f"{method} on {place.name}, scored on noisy pairs it was not trained on")
+    table.add_column("settings")
+    table.add_column("mean recall %", justify="right")
+    table.add_column("seconds", justify="right")
+    for each in found:
+        table.add_row(" ".join(each.settings) or "as shipped", f"{each.mean_recall:.2f}", f"{each.seconds:.0f}")
+    console = Console()
+    console.print(table)
+    winner = " ".join(found[0].settings) or "as shipped"
+    console.print(f"winner: {winner}; written to {path}", highlight=False, markup=False)

@@ -1,0 +1,86 @@
+"""A process that trains cannot read the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from troth.bench.data import pairs_source, prepare
+from troth.bench.guard import forbidden, guarded_worker
+from troth.bench.settings import Place, Setting
+from troth.data import CaptionAssignment, EmbeddedSource, TarSource
+from troth.errors import UserError
+
+
+@contextmanager
+def under_guard(paths: tuple[str, ...]) -> Iterator[Callable[..., object]]:
+    """Yield what calls a function in a process under the guard."""
+    with ProcessPoolExecutor(1, get_context("spawn"), guarded_worker, (paths,)) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def read(path: Path) -> int:
+    return len(path.read_bytes())
+
+
+def read_mask(path: Path) -> int:
+    with np.load(path) as stored:
+        return int(stored["mismatched"].sum())
+
+
+def listed(path: Path) -> list[str]:
+    return [each.name for each in path.iterdir()]
+
+
+def move(path: Path, to: Path) -> None:
+    path.rename(to)
+
+
+def number_of_pairs(source: TarSource | EmbeddedSource) -> int:
+    return len(source.open())
+
+
+@pytest.fixture
+def place(tmp_path: Path, small_yardstick: None) -> Place:
+    place = Place(tmp_path, Setting.parse("uniform-40"), 0)
+    prepare(place)
+    return place
+
+
+def test_the_mask_can_be_read_without_the_guard_and_not_under_it(place: Place) -> None:
+    assert read_mask(place.answers) == 77
+    link = place.root / "link"
+    link.symlink_to(place.answers)
+    shard, copy, index = EmbeddedSource().files()[:3]
+    assert (shard.suffix, copy.suffix, index.suffix) == (".gz", ".tar", ".arrow")
+    assert all(path.is_file() for path in (shard, copy, index)), "the preparation opened them"
+    with under_guard(forbidden(place.root)) as call:
+        assert call(number_of_pairs, pairs_source(place.pairs)) == 192
+        with pytest.raises(PermissionError, match="must not know which pairs are wrong"):
+            call(read_mask, place.answers)
+        for path in (place.answers, link, place.right, shard, copy, index):
+            with pytest.raises(PermissionError):
+                call(read, path)
+        with pytest.raises(UserError, match="kept from training"):
+            call(CaptionAssignment.load, place.answers)
+        with pytest.raises(PermissionError):
+            call(listed, place.answers.parent)
+        with pytest.raises(PermissionError):
+            call(move, place.answers, place.root / "elsewhere")
+        for split in ("train", "concept"):
+            with pytest.raises(PermissionError):
+                call(number_of_pairs, EmbeddedSource(split=split))
+    assert read_mask(place.answers) == 77
+
+
+def test_an_oracle_reads_the_right_pairs_and_no_answers(place: Place) -> None:
+    with under_guard(forbidden(place.root, right=True)) as call:
+        assert call(number_of_pairs, pairs_source(place.right)) == 115
+        with pytest.raises(PermissionError):
+            call(read, place.answers)

@@ -1,0 +1,139 @@
+"""The yardstick from order to table, on a few hundred pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.bench import small
+from troth import recipe as recipes
+from troth.bench import Order, run_robustness, runs
+from troth.bench.data import prepare
+from troth.bench.methods import METHODS, Method, method_named, run_recipe
+from troth.bench.results import read_results
+from troth.bench.scores import JUDGEMENT_NAME, SCORE_NAME, read_judgement, score_run
+from troth.bench.settings import Place, Setting
+from troth.data import CaptionAssignment
+from troth.errors import UserError
+
+
+@pytest.mark.usefixtures("small_yardstick")
+def test_runs_are_trained_scored_kept_and_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = Order(tmp_path, regimes=("heads",), noise=("uniform-40",), seeds=1)
+    scores = run_robustness(order)
+    assert [(score.method, score.noise) for score in scores] == [
+        ("InfoNCE", "uniform-0"),
+        ("GCE", "uniform-0"),
+        ("InfoNCE", "uniform-40"),
+        ("GCE", "uniform-40"),
+        ("oracle: InfoNCE on the right pairs", "uniform-40"),
+    ]
+    assert {score.steps for score in scores} == {12}, "the oracle makes as many steps on fewer pairs"
+    assert all(0 <= score.zero_shot <= 100 and score.seconds > 0 for score in scores)
+    assert [score.auroc is None for score in scores] == [True, True, False, False, False]
+    assert scores[2].true_rate == pytest.approx(0.4, abs=0.003)
+    assert read_results(tmp_path / "results.parquet") == scores
+    assert "uniform-40: 40.1% wrong, 12 steps" in capsys.readouterr().out
+    oracle = recipes.load(tmp_path / "runs/heads-oracle-infonce-on-the-right-pairs/uniform-40-0/recipe.toml")
+    assert oracle.data.source.urls.endswith("right.tar")
+    assert oracle.train.max_steps == 12
+
+    _judge(tmp_path / "runs" / "heads-gce" / "uniform-40-0", tmp_path)
+    monkeypatch.setattr(runs.Workers, "submit", lambda *_: pytest.fail("run again"))
+    assert run_robustness(order) == scores
+    _refuse_another_recipe(order, monkeypatch)
+
+
+def _judge(folder: Path, root: Path) -> None:
+    """A method's own judgement is what is scored, if it leaves one."""
+    place = Place(root, Setting.parse("uniform-40"), 0)
+    mismatched = CaptionAssignment.load(place.answers).mismatched
+    table = pa.table({"id": np.arange(192), "score": 1.0 - mismatched, "p_mismatch": mismatched * 1.0})
+    pq.write_table(table.replace_schema_metadata({b"noise_rate": b"0.375"}), folder / JUDGEMENT_NAME)
+    score = score_run("heads", "GCE", place, folder, 1.0)
+    assert (score.auroc, score.average_precision, score.estimated_rate) == (1.0, 1.0, 0.375)
+    assert score.judged_by == "judgement"
+    (folder / JUDGEMENT_NAME).unlink()
+    kept = json.loads((folder / SCORE_NAME).read_text())
+    again = score_run("heads", "GCE", place, folder, kept["seconds"])
+    assert again.auroc == pytest.approx(kept["auroc"])
+    assert again.retrieval == pytest.approx(kept["retrieval"])
+
+
+def _refuse_another_recipe(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = Method("GCE", "heads-generalized-ce", settings=("train.batch_size=32", "objective.q=0.9"))
+    monkeypatch.setattr(runs, "METHODS", (small.METHODS[0], changed))
+    with pytest.raises(UserError, match=r"another recipe than the method has now.*remove it"):
+        run_robustness(order)
+
+
+@pytest.mark.usefixtures("small_yardstick")
+def test_a_run_that_diverges_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wild = Method("GCE", "heads-infonce", settings=("train.batch_size=32", "train.optimizer.learning_rate=1e30"))
+    monkeypatch.setattr(runs, "METHODS", (wild, small.METHODS[0]))
+    with pytest.raises(UserError, match="1 runs failed: heads: GCE, uniform-0-seed0"):
+        run_robustness(Order(tmp_path, regimes=("heads",), noise=("clean",), seeds=1))
+    assert [score.method for score in read_results(tmp_path / "results.parquet")] == ["InfoNCE"]
+
+
+def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -> None:
+    """Recipes are built of the settings alone: nothing is trained."""
+    assert len({method.slug for method in METHODS}) == len(METHODS)
+    for setting in ("uniform-40", "foreign-40"):
+        place = Place(tmp_path, Setting.parse(setting), 3)
+        prepare(place)
+        for regime, batches in (("heads", 1024), ("small", 256)):
+            rows = [method for method in METHODS if method.recipe_name(regime) is not None]
+            found = [run_recipe(method, regime, place) for method in rows]
+            assert len(found) >= 14
+            assert {recipe.train.batch_size for recipe in found} == {batches}
+            assert len({recipe.train.max_steps for recipe in found}) == 1
+            assert {recipe.seed for recipe in found} == {3}
+            assert not any(recipe.evaluation.tasks for recipe in found)
+
+
+def test_orders_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+    for order, message in (
+        (Order(tmp_path, only=("GEC",)), "GEC: no such method"),
+        (Order(tmp_path, noise=("uniform",)), "no such noise"),
+        (Order(tmp_path, seeds=0), "--seeds: must be at least 1"),
+        (Order(tmp_path, jobs=0), "--jobs: must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_robustness(order)
+    assert not list(tmp_path.iterdir())
+    assert method_named("gce").name == "GCE"
+
+
+def test_the_first_seed_of_everything_comes_first_and_clean_pairs_before_noisy_ones(tmp_path: Path) -> None:
+    order = Order(tmp_path, noise=("uniform-40", "foreign-40"), seeds=2)
+    jobs = [job for some in order.jobs_in_order() for job in some]
+    seeds = [job.place.seed for job in jobs]
+    assert seeds == sorted(seeds)
+    heads = [job.place.setting.name for job in jobs if job.regime == "heads" and job.place.seed == 0]
+    assert list(dict.fromkeys(heads)) == ["uniform-0", "foreign-0", "uniform-40", "foreign-40"]
+    assert not [job for job in jobs if job.method.data == "right" and not job.place.setting.percent]
+
+
+@pytest.mark.parametrize(
+    ("columns", "metadata", "message"),
+    [
+        ({"id": [0, 1]}, {}, "no column score|No match"),
+        ({"id": [0, 0], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
+        ({"id": [0, 2], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
+        ({"id": [0, 1], "score": [0.5, 0.5]}, {"noise_rate": "much"}, "no number"),
+    ],
+)
+def test_a_judgement_that_cannot_be_used_is_one_line(
+    tmp_path: Path, columns: dict[str, list[float]], metadata: dict[str, str], message: str
+) -> None:
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / JUDGEMENT_NAME)
+    with pytest.raises(UserError, match=message):
+        read_judgement(tmp_path / JUDGEMENT_NAME, 2)

@@ -1,0 +1,73 @@
+"""Settings chosen on noisy pairs, with neither answers nor tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from troth.bench import methods, run_select
+from troth.bench.data import prepare
+from troth.bench.guard import forbidden
+from troth.bench.select import SELECTION_NAME, combined, selection_recipe, split_values
+from troth.bench.settings import Place, Setting
+from troth.errors import UserError
+
+
+def test_a_grid_is_every_combination() -> None:
+    assert combined(["a.b=1,2", "c=x,y"]) == [("a.b=1", "c=x"), ("a.b=1", "c=y"), ("a.b=2", "c=x"), ("a.b=2", "c=y")]
+    assert combined([]) == [()]
+    for grid in ("a", "a=", "=1", "a=1,,2"):
+        with pytest.raises(UserError, match="not a grid"):
+            combined([grid])
+
+
+def test_values_may_hold_commas_in_brackets_and_quotes() -> None:
+    assert split_values('[1, 2],{a="x,]", b=2},"c,d",none') == ["[1, 2]", '{a="x,]", b=2}', '"c,d"', "none"]
+
+
+@pytest.mark.usefixtures("small_yardstick")
+def test_it_selects_with_the_answers_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Place(tmp_path, Setting.parse("uniform-40"), 100)
+    prepare(place)
+    shutil.rmtree(tmp_path / "answers")
+    shutil.rmtree(tmp_path / "oracle")
+    found = run_select("GCE", ["objective.q=0.1,1.0"], out=tmp_path, jobs=1)
+    assert {each.settings for each in found} == {("objective.q=0.1",), ("objective.q=1.0",)}
+    assert found[0].mean_recall >= found[1].mean_recall > 0
+    assert not (tmp_path / "answers").exists()
+    saved = json.loads((tmp_path / "selections/heads-gce/uniform-40-seed100" / SELECTION_NAME).read_text())
+    assert saved["winner"] == list(found[0].settings)
+    assert [each["mean_recall"] for each in saved["candidates"]] == [each.mean_recall for each in found]
+    assert f"winner: {found[0].settings[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_yardstick")
+def test_it_trains_and_scores_on_parts_of_the_noisy_pairs_that_do_not_meet(tmp_path: Path) -> None:
+    place = Place(tmp_path, Setting.parse("uniform-40"), 100)
+    prepare(place)
+    recipe = selection_recipe(methods.METHODS[1], "heads", place, ("objective.q=0.3",))
+    trained, scored = recipe.data.source.open(), recipe.evaluation.tasks[0].source.open()
+    keys = {trained.key(row) for row in range(len(trained))}, {scored.key(row) for row in range(len(scored))}
+    assert not keys[0] & keys[1]
+    assert len(keys[0]) + len(keys[1]) == 192
+    assert recipe.objective.q == 0.3
+    assert recipe.data.noise.fraction == 0
+
+
+def test_the_tests_are_out_of_its_reach(tmp_path: Path) -> None:
+    kept = forbidden(tmp_path)
+    assert [path for path in kept if "style-shift" in path]
+    assert [path for path in kept if "retrieval" in path]
+
+
+def test_what_cannot_select_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="an oracle knows"):
+        run_select("oracle: InfoNCE on the right pairs", [], out=tmp_path)
+    with pytest.raises(UserError, match=r"objective\.p: unknown key"):
+        run_select("GCE", ["objective.p=1"], out=tmp_path)
+    with pytest.raises(UserError, match="no such method"):
+        run_select("nothing", [], out=tmp_path)
+    assert not list(tmp_path.iterdir())
