@@ -253,7 +253,11 @@ def test_recipe_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_can_go_wrong_on_the_command_line(run: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
-    assert "which recipe?" in fails("train")
+    # Without a recipe the default one is trained: here, told of data that are not there.
+    assert cli.DEFAULT_RECIPE in recipes.shipped()
+    assert "there is no folder" in fails(
+        "train", "--set", f"data.source={{kind='folder', path='{tmp_path / 'nowhere'}'}}"
+    )
     assert "leave out RECIPE" in fails("train", "heads-infonce", "--resume", str(run))
     assert "not a run" in fails("train", "--resume", str(tmp_path))
     assert "holds a run already" in fails("train", "heads-infonce", "--out", str(run))

@@ -32,6 +32,8 @@ Which = Annotated[str, typer.Option("--checkpoint", help="best, last, or the num
 Weights = Annotated[
     str | None, typer.Option("--weights", help="trained or average; by default the average, if the run keeps one.")
 ]
+#: What ``troth train`` trains if it is told nothing.
+DEFAULT_RECIPE = "robust"
 DATA_HELP = (
     "A folder, a .csv, .tsv, .parquet or .jsonl file, .tar shards (braces allowed), or embedded:SPLIT, "
     "or a recipe's name or file with recipe:NAME."
@@ -44,7 +46,8 @@ THEORY_HELP = (
 @app.command()
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file or a shipped recipe's name.")
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A .toml file or a shipped recipe's name; by default robust."),
     ] = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")] = None,
@@ -68,10 +71,7 @@ def train(
             )
         run.resume(resume, progress=not quiet)
         return
-    if recipe is None:
-        raise UserError(
-            "which recipe?", where="troth train", remedy=f"a .toml file, or one of: {', '.join(recipes.shipped())}"
-        )
+    recipe = recipe or DEFAULT_RECIPE
     chosen = recipes.load(recipe, settings or ())
     if dry_run:
         run.show_dry_run(chosen)
