@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -84,3 +88,25 @@ def test_an_oracle_reads_the_right_pairs_and_no_answers(place: Place) -> None:
         assert call(number_of_pairs, pairs_source(place.right)) == 115
         with pytest.raises(PermissionError):
             call(read, place.answers)
+
+
+def test_workers_end_with_a_parent_that_was_killed(repository: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench.pool"]
+    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        assert runs(worker)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(worker)
+
+
+def runs(process: int) -> bool:
+    """Say whether a process is there and has not ended."""
+    try:
+        os.kill(process, 0)
+        status = Path(f"/proc/{process}/stat")
+        return not status.is_file() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_finished_runs_are_found(tmp_path: Path) -> None:
 
 
 def test_the_printed_table_says_it_all() -> None:
-    console = Console(width=160, record=True, quiet=True)
+    console = Console(width=160, record=True, file=io.StringIO())
     show(scores(), console)
     text = console.export_text()
     assert "heads, uniform-40: 40.0% wrong, 160 steps" in text

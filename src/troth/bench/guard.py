@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
@@ -64,7 +66,16 @@ def guarded_worker(paths: tuple[str, ...]) -> None:
 
 
 def plain_worker() -> None:
-    """Begin a worker process that computes on one thread."""
+    """Begin a worker process that computes on one thread, and ends when the process that started it has ended."""
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, however it came, and end: a pool whose parent was killed would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
