@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from troth import recipe as recipes
+from troth.audit import AuditTable
 from troth.encoders import HeadsEncoder, SpectralHead
 from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run import build, open_run, resume, train
+from troth.run.scoring import audit
 from troth.train import JUDGEMENT_NAME
 
 SETTINGS = [
@@ -112,3 +114,11 @@ def test_weights_without_a_judge_need_a_table() -> None:
     with pytest.raises(UserError, match=r"objective\.by\.file: the data carry no weights"):
         build(judged_recipe("judge=none", "model.skip=none", weighted))
     assert build(judged_recipe("model.skip=none", weighted)).judged is not None
+
+
+def test_an_audit_of_a_judged_run_has_the_judges_probabilities(folder: Path, tmp_path: Path) -> None:
+    audit(folder, "last", tmp_path / "audit.parquet")
+    table = AuditTable.read(tmp_path / "audit.parquet")
+    expected = parquet.read_table(folder / JUDGEMENT_NAME)["p_mismatch"].to_numpy()
+    np.testing.assert_allclose(table.p_mismatch, expected[table.id])
+    assert all((decision == "drop") == (p >= 0.9) for decision, p in zip(table.decision, expected, strict=True))

@@ -207,7 +207,8 @@ def train_kept(recipe: Recipe, folder: Path) -> float:
 
 def score_job(job: Job, seconds: float) -> Score:
     """Score a trained run, and keep the score beside it."""
-    score = score_run(job.regime, job.method.name, job.place, job.folder, seconds)
+    right = job.method.data == "right"
+    score = score_run(job.regime, job.method.name, job.place, job.folder, seconds, of_right_pairs=right)
     score.write(job.folder / SCORE_NAME)
     return score
 

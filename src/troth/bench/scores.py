@@ -88,10 +88,13 @@ class Score:
             raise UserError(f"not a score: {error}", where=str(path), remedy="remove it") from None
 
 
-def score_run(regime: str, method: str, place: Place, folder: Path, seconds: float) -> Score:
+def score_run(
+    regime: str, method: str, place: Place, folder: Path, seconds: float, *, of_right_pairs: bool = False
+) -> Score:
     """Score the last weights of a run on the default tasks, and its scores of the given pairs against the answers.
 
-    The pairs are those given, all of them, whatever pairs the run was trained on.
+    The pairs are those given, all of them, whatever pairs the run was trained on. A run on the right pairs alone has
+    judged these only, so that its model has to say what it thinks of the others.
     """
     run = open_run(folder, "last")
     frozen = FrozenEncoders(run.recipe.model) if isinstance(run.recipe.model, Heads) else None
@@ -99,7 +102,8 @@ def score_run(regime: str, method: str, place: Place, folder: Path, seconds: flo
     source = pairs_source(place.pairs).open()
     mismatched = CaptionAssignment.load(place.answers).mismatched
     own = folder / JUDGEMENT_NAME
-    judged = read_judgement(own, len(source)) if own.is_file() else _similarities(run, source, frozen)
+    by_judgement = own.is_file() and not of_right_pairs
+    judged = read_judgement(own, len(source)) if by_judgement else _similarities(run, source, frozen)
     truth = against_truth(judged.score, mismatched[judged.id], estimated_rate=judged.noise_rate)
     return Score(
         regime=regime,
@@ -112,7 +116,7 @@ def score_run(regime: str, method: str, place: Place, folder: Path, seconds: flo
         average_precision=truth.average_precision,
         estimated_rate=truth.estimated_rate,
         true_rate=float(mismatched.mean()),
-        judged_by="judgement" if own.is_file() else "model",
+        judged_by="judgement" if by_judgement else "model",
         seconds=seconds,
         steps=run.step,
     )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
+from pyarrow import parquet
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from troth.audit import AuditTable, audit_pairs
+from troth.audit import AuditTable, Mixture, audit_pairs
 from troth.data import CaptionAssignment, Source, atomic_path, caption_owner, carries_vectors, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
 from troth.encoders import ContrastiveModel, export_flat, export_open_clip, has_open_clip_form
@@ -26,6 +28,7 @@ from troth.run.arguments import data_argument
 from troth.run.build import build
 from troth.run.checks import at
 from troth.run.opened import OpenedRun, open_run
+from troth.train import JUDGEMENT_NAME
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -163,7 +166,11 @@ def caption_points(embedder: Embedder, captions: Sequence[Sequence[str]]) -> Flo
 
 
 def audit_source(
-    embedder: Embedder, source: Source, noise: CaptionAssignment | None = None, reserve: Source | None = None
+    embedder: Embedder,
+    source: Source,
+    noise: CaptionAssignment | None = None,
+    reserve: Source | None = None,
+    judgement: Path | None = None,
 ) -> AuditTable:
     """Score every readable pair of a source, with the captions it was trained with.
 
@@ -172,6 +179,8 @@ def audit_source(
         source: the pairs.
         noise: whose captions they were given; None for their own.
         reserve: where foreign captions came from, if any did.
+        judgement: the table of a judge who looked at these pairs before training. Its probabilities of a mismatch then
+            stand in the table, in place of a mixture's; similarities and suggestions are the model's.
     """
     if reserve is not None:
         embedder.meet(reserve)
@@ -188,7 +197,20 @@ def audit_source(
         keys=[source.key(i) for i in index.tolist()],
         captions=[group[0] for group in captions],
         caption_keys=keys,
+        mixture=None if judgement is None else _as_mixture(judgement, index),
     )
+
+
+def _as_mixture(judgement: Path, index: Int64[Tensor, " Q"]) -> Mixture:
+    """Return a judge's probabilities for some samples, as an audit takes them; NaN for those it has not seen."""
+    table = parquet.read_table(judgement)
+    probability = torch.full((int(index.max()) + 1 if len(index) else 0,), torch.nan, dtype=torch.float64)
+    ids = torch.from_numpy(table["id"].to_numpy().copy())
+    known = ids < len(probability)
+    probability[ids[known]] = torch.from_numpy(table["p_mismatch"].to_numpy().copy())[known]
+    rate = float(table.schema.metadata[b"noise_rate"])
+    unknown = (math.nan, math.nan)
+    return Mixture(True, probability[index].numpy(), rate, means=unknown, deviations=unknown, note="not judged")
 
 
 def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> None:
@@ -197,7 +219,10 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
     built = build(run.recipe)
     noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
     embedder = Embedder(run.model, FeatureCache())
-    table = audit_source(embedder, built.source, noise, built.reserve)
+    judgement = folder / JUDGEMENT_NAME
+    table = audit_source(
+        embedder, built.source, noise, built.reserve, judgement if judgement.is_file() and noise is not None else None
+    )
     table.write(out)
     console = Console()
     _say_unreadable(embedder, console)
