@@ -122,6 +122,8 @@ def run_robustness(order: Order) -> list[Score]:
     """
     _check(order)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)  # a file or a pipe has no width of its own
     failed: list[str] = []
     frozen = FrozenEncoders(Heads(), num_workers=2)
     with Workers(order.out, order.jobs) as workers:
