@@ -99,7 +99,7 @@ def run(job: Job) -> dict[str, float]:
     opened = trained(from_dict(tree), job.folder)
     metrics = flatten(run_tasks(with_tasks(opened.recipe, [{"kind": "linear-probe"}]), opened.model))
     values = {label: 100 * metrics[metric] for metric, label in METRICS.items()}
-    values["log scale"] = float(opened.model.log_scale)
+    values["log scale"] = float(opened.model.log_scale.detach())
     if ROWS[job.name].learnable:
         log = read_log(job.folder, "train")
         per_epoch = opened.step / tree["train"]["epochs"]
