@@ -41,17 +41,21 @@ class Job:
     folder: Path
 
 
-def cut_recipe(job: Job, recipe: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Return a shipped recipe of the job's regime as a tree: with its seed, cut for small towers, and no evaluation."""
-    tree = to_dict(load(f"{job.regime}-{recipe}", [*settings, f"seed={job.seed}", *_cut(job.regime)]))
+def cut_recipe(job: Job, recipe: str, settings: Sequence[str], small: Sequence[str] = SMALL) -> dict[str, Any]:
+    """Return a shipped recipe of the job's regime as a tree: with its seed and no evaluation.
+
+    Args:
+        job: the run.
+        recipe: its name without the regime.
+        settings: what the row changes in it.
+        small: what small towers are cut to; heads are not cut.
+    """
+    cut = small if job.regime == "small" else ()
+    tree = to_dict(load(f"{job.regime}-{recipe}", [*settings, f"seed={job.seed}", *cut]))
     tree["evaluation"] = {"best": "none", "tasks": []}
     if job.quick:
         tree["train"] |= {"epochs": 2, "evaluate_every_epochs": 2}
     return tree
-
-
-def _cut(regime: str) -> tuple[str, ...]:
-    return SMALL if regime == "small" else ()
 
 
 def trained(recipe: Recipe, folder: Path) -> OpenedRun:
