@@ -56,6 +56,12 @@ def test_too_few_pairs_and_broken_features_are_a_users_mistake() -> None:
         judge(image, text)
 
 
+def test_captions_that_are_all_the_same_are_a_users_mistake() -> None:
+    image, text, _ = features(200, 0.0)
+    with pytest.raises(UserError, match="all text features are the same"):
+        judge(image, text[:1].expand(200, -1))
+
+
 def test_repaired_samples_keep_their_fold_and_lose_their_captions() -> None:
     fold = np.arange(50) % 4
     owner = repaired(fold, np.random.default_rng(0))
@@ -68,7 +74,7 @@ def test_the_share_of_wrong_pairs_is_read_where_no_right_pair_is() -> None:
     draw = np.random.default_rng(0)
     given = np.concatenate([draw.normal(0, 1, 3000), draw.normal(5, 1, 7000)])
     found = mismatch(given, draw.normal(0, 1, 20_000))
-    assert 0.3 <= found.noise_rate <= 0.34  # an upper bound, by a standard error
+    assert 0.3 <= found.noise_rate <= 0.34
     order = given.argsort()
     assert (np.diff(found.p_mismatch[order]) <= 1e-12).all()
     # Bayes, where both densities are known: at 2.5 right pairs are 7 / 3 times as many as wrong ones

@@ -16,10 +16,13 @@ from sklearn.metrics import roc_auc_score
 from troth import recipe as recipes
 from troth.audit import AuditTable
 from troth.encoders import HeadsEncoder, SpectralHead
+from troth.encoders.tower_groups import tower_groups
 from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run import build, open_run, resume, train
 from troth.run.scoring import audit
+from troth.run.start import start
+from troth.state import State
 from troth.train import JUDGEMENT_NAME
 
 SETTINGS = [
@@ -99,6 +102,7 @@ def test_a_judged_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
         (["judge=none", "objective={kind='infonce'}"], "judge: model.skip puts a judge's map beside the heads"),
         (["objective={kind='infonce'}", "model.skip=none"], "judge: nothing in the recipe goes by a judge"),
         (["data.noise.mode=batch"], "data.noise.mode: noise of every batch"),
+        (["judge.folds=3"], "judge.folds: unknown key"),
         (["data.source.num_samples=150"], "judge: 150 pairs are too few to judge"),
         (["judge.procedure.folds=1"], "judge.procedure.folds: input should be greater than or equal to 2"),
         (["model.multi={num_tokens=2, sub_dim=8}"], "skip: several class tokens have no linear map beside them"),
@@ -122,3 +126,32 @@ def test_an_audit_of_a_judged_run_has_the_judges_probabilities(folder: Path, tmp
     expected = parquet.read_table(folder / JUDGEMENT_NAME)["p_mismatch"].to_numpy()
     np.testing.assert_allclose(table.p_mismatch, expected[table.id])
     assert all((decision == "drop") == (p >= 0.9) for decision, p in zip(table.decision, expected, strict=True))
+
+
+def test_only_objectives_that_ask_are_weighted() -> None:
+    """Without the weights InfoNCE counts all pairs alike: otherwise leaving them out would change nothing."""
+    weighted = "{kind='reweighted', objective={kind='infonce'}, by={kind='given'}}"
+    losses = []
+    for objective in (weighted, "{kind='infonce'}"):
+        built = build(judged_recipe(f"objective={objective}", "model.dropout=0.0"))
+        stream = built.stream()
+        built.begin()
+        state = State(stream.num_samples, stream.fingerprint)
+        step = built.recipe.train.step_maker(built.model, built.recipe.objective, state, 0, stream)
+        (loaded,) = stream.batches(0, 1)
+        losses.append(step(loaded, 0, 1e-3).loss)
+    assert losses[0] < 0.9 * losses[1]
+
+
+def test_heads_beside_a_map_are_grouped_locked_and_begun_with_as_others(folder: Path) -> None:
+    built = build(judged_recipe("towers.image.layer_decay=0.5", "towers.text.locked=true"))
+    groups = tower_groups(built.model.encoder, "image")
+    assert groups[0][0].startswith("image_head.head.0.")
+    assert groups[-1] == ["image_head.head.4.weight", "image_head.head.4.bias"]
+    assert not any(p.requires_grad for name, p in built.model.named_parameters() if "text_head" in name)
+    # Another run's weights bring the map that their heads were learnt beside, whatever this run's judge finds.
+    again = build(judged_recipe(f"start_from={folder}", "data.noise.fraction=0.1"))
+    start(again.recipe, again.model)
+    again.begin()
+    first = open_run(folder, "last").model.encoder
+    assert torch.equal(again.model.encoder.image_head.matrix, first.image_head.matrix)

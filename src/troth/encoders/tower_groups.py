@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from troth.encoders.base import DualEncoder
-from troth.encoders.heads import HeadsEncoder, ResidualHead
+from troth.encoders.heads import HeadsEncoder, ResidualHead, SpectralHead
 from troth.encoders.tower_training import TowerSide
 from troth.encoders.towers import OpenClipEncoder
 from troth.errors import UserError
@@ -66,7 +66,9 @@ def _place_of(encoder: DualEncoder, side: TowerSide, names: Sequence[str]) -> Ca
     return lambda name: (children.index(_child(name)), 0)
 
 
-def _place_in_head(head: ResidualHead, name: str) -> _Place:
+def _place_in_head(head: ResidualHead | SpectralHead, name: str) -> _Place:
+    if isinstance(head, SpectralHead):  # nothing beside the head it wraps is trained
+        return _place_in_head(head.head, name.replace("_head.head.", "_head.", 1))
     # Layer norm and linear map, the blocks, layer norm, linear map.
     part, last = name.split(".")[1], len(head) - 1
     number, depth = int(part) if part.isdigit() else 0, last - 3  # a class embedding goes with the first map

@@ -31,13 +31,13 @@ def mismatch(given: Float64, repaired: Float64) -> Mismatch:
 
         f_given = (1 - e) f_right + e f_wrong                                    f: densities of the score
         P(wrong | s) = e f_wrong(s) / f_given(s)
-        e            = min over low scores q of F_given(q) / F_wrong(q) + standard error     F: distribution functions
+        e            = min over low scores q of F_given(q) / F_wrong(q) + standard error     F: distributions
 
     ``f_wrong`` needs no labels and no Gaussian: captions of other samples, drawn at random, have it. The ratio of
     densities is fitted as a monotone function of the score (isotonic regression of "given" against "re-paired"). The
     share ``e`` is what is left where no right pair is: right pairs that score as low as random ones are counted wrong,
-    so that it is an upper bound; the standard error, of counts, is there because the least of several noisy ratios is
-    too small. Wrong captions that were *chosen* to be alike (from the same category)
+    so that with many pairs it is an upper bound; with few, the least of several noisy ratios is too small, which one
+    standard error of the counts only partly mends. Wrong captions that were *chosen* to be alike (from the same category)
     do not look random and are not counted; the estimate is then too low.
 
     Source: mixture proportion estimation with a known component (Blanchard et al. 2010, "Semi-supervised novelty
@@ -63,5 +63,5 @@ def mismatch(given: Float64, repaired: Float64) -> Mismatch:
 def _share_below(given: Float64, repaired: Float64, threshold: float) -> float:
     """Return how much rarer the given pairs are than the re-paired ones below a score, plus one standard error."""
     ours, theirs = int((given <= threshold).sum()), int((repaired <= threshold).sum())
-    share = (ours / len(given)) / (theirs / len(repaired))
+    share = max(ours, 1) / len(given) / (theirs / len(repaired))  # no pair at all is no proof that there is none
     return share * (1 + float(np.sqrt(1 / max(ours, 1) + 1 / theirs)))

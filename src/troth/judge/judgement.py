@@ -83,9 +83,11 @@ def judge(
             score_i             = log-odds given : re-paired, by boosted trees fitted to the other folds
             P(wrong | score_i)  = see mismatch();      weights = 1 - P(wrong)
 
-    Alignments and trees never score what they were fitted to, so that a wrong pair cannot be learnt by heart: given
-    wrong pairs score as re-paired ones do, which is what the probability rests on. (Neighbours' captions are those of
-    all folds: a sample is not its own neighbour.)
+    Alignments and trees do not score the pairs they were fitted to, so that a wrong pair is hardly learnt by heart:
+    given wrong pairs score nearly as re-paired ones do, which is what the probability rests on. Nearly: trees are fitted to
+    evidence whose alignments have seen the fold they score; a re-paired caption's owner may be among the neighbours,
+    and its captions may fit after all, where many pairs share theirs. Above 10,000 rows scikit-learn stops the boosting
+    early, by a tenth held out.
 
     Args:
         image_features: ``(N, F)`` of any scale; rows are normalised.
@@ -94,7 +96,7 @@ def judge(
         seed: of folds, re-pairings and trees.
 
     Raises:
-        UserError: for fewer than 200 pairs, or features that are not finite.
+        UserError: for fewer than 200 pairs, features that are not finite, or one and the same feature everywhere.
     """
     chosen = procedure if procedure is not None else Procedure()
     if len(image_features) < _FEWEST:
@@ -106,6 +108,8 @@ def judge(
     for name, features in (("image", image_features), ("text", text_features)):
         if not bool(torch.isfinite(features).all()):
             raise UserError(f"some {name} features are not finite", where="judge")
+        if bool((features == features[0]).all()):
+            raise UserError(f"all {name} features are the same: there is nothing to judge by", where="judge")
     image = F.normalize(image_features.float(), dim=-1)
     text = text_features.float()
     whitened = Whitened(image, text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from troth.objectives.affinity import Affinity
 from troth.objectives.base import About, Objective
 from troth.objectives.clean_posterior import CleanPosterior
-from troth.objectives.composition import ObjectiveConfig, Reweighted, Sum, WeightConfig, parts
+from troth.objectives.composition import ObjectiveConfig, Reweighted, Sum, WeightConfig, asks_for_weights, parts
 from troth.objectives.cyclip import CyCLIP
 from troth.objectives.decl import DeCL
 from troth.objectives.distillation import Distillation
@@ -52,5 +52,6 @@ __all__ = [
     "Sum",
     "Weight",
     "WeightConfig",
+    "asks_for_weights",
     "parts",
 ]

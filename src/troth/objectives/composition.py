@@ -232,3 +232,9 @@ def parts(objective: Objective, state: State) -> Iterator[tuple[Objective | Weig
     elif isinstance(objective, Reweighted):
         yield from parts(objective.objective, state.scope("objective"))
         yield objective.by, state.scope("by")
+
+
+def asks_for_weights(objective: Objective) -> bool:
+    """Say whether any part of an objective counts pairs by weights that have to come with them."""
+    found = parts(objective, State(1, "none"))
+    return any(isinstance(part, GivenWeights) and part.file is None for part, _ in found)

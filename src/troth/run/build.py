@@ -126,8 +126,9 @@ class Built:
             return self.recipe.judge.build(self._taught_data(), self.recipe.seed, features)
 
     def begin(self) -> None:
-        """Put the judge's maps beside heads that are to have them. A checkpoint brings its own."""
-        if isinstance(self.recipe.model, Heads) and self.recipe.model.skip == "spectral":
+        """Put the judge's maps beside heads that are to have them. The weights of a checkpoint bring their own."""
+        heads = isinstance(self.recipe.model, Heads) and self.recipe.model.skip == "spectral"
+        if heads and self.recipe.start_from is None:
             assert self.judged is not None, "checked with the recipe"
             alignment = self.judged.judgement.alignment
             encoder = self.model.encoder

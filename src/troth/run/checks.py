@@ -12,9 +12,8 @@ from troth.embed.pictures import picture_transform
 from troth.encoders import ContrastiveModel, DualEncoder, Heads, OpenClipEncoder, Plain
 from troth.errors import UserError
 from troth.geometry import FILIP, Geometry, Oblique
-from troth.objectives import GivenWeights, parts
+from troth.objectives import asks_for_weights
 from troth.recipe import Recipe
-from troth.state import State
 from troth.train import MomentumTeacher
 
 _SECTIONS = {item.name for item in fields(Recipe)}
@@ -111,7 +110,7 @@ def _check_judge(recipe: Recipe) -> None:
                 remedy="add a [judge] section; it may be empty",
             )
         return
-    if not (recipe.objective.needs_judge or spectral or _unnamed_weights(recipe)):
+    if not (recipe.objective.needs_judge or spectral or asks_for_weights(recipe.objective)):
         raise UserError(
             "nothing in the recipe goes by a judge",
             where="judge",
@@ -123,12 +122,6 @@ def _check_judge(recipe: Recipe) -> None:
             where="judge",
             remedy='set one of the two sections to "none"',
         )
-
-
-def _unnamed_weights(recipe: Recipe) -> bool:
-    """Whether the objective counts pairs by weights that come with them."""
-    found = parts(recipe.objective, State(1, "none"))
-    return any(isinstance(part, GivenWeights) and part.file is None for part, _ in found)
 
 
 def _check_episodes(recipe: Recipe) -> None:
@@ -191,7 +184,7 @@ def _check_unpaired(recipe: Recipe) -> None:
 
 def check_weights(recipe: Recipe) -> None:
     """Refuse weights that the pairs would have to carry where nobody gives them any."""
-    if recipe.judge is None and _unnamed_weights(recipe):
+    if recipe.judge is None and asks_for_weights(recipe.objective):
         raise UserError(
             "the data carry no weights",
             where="objective.by.file",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from pyarrow import parquet
@@ -220,9 +221,8 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
     noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
     embedder = Embedder(run.model, FeatureCache())
     judgement = folder / JUDGEMENT_NAME
-    table = audit_source(
-        embedder, built.source, noise, built.reserve, judgement if judgement.is_file() and noise is not None else None
-    )
+    judged = judgement.is_file() and noise is not None
+    table = audit_source(embedder, built.source, noise, built.reserve, judgement if judged else None)
     table.write(out)
     console = Console()
     _say_unreadable(embedder, console)
@@ -231,7 +231,10 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
     shown = Table(title="Most suspicious pairs")
     for heading, width in (("key", None), ("given caption", None), ("score", 6), ("decision", 8)):
         shown.add_column(heading, overflow="ellipsis", no_wrap=True, min_width=width)
-    for row in table.most_suspicious(10):
+    suspicious = (
+        np.argsort(-np.nan_to_num(table.p_mismatch), kind="stable")[:10] if judged else table.most_suspicious(10)
+    )
+    for row in suspicious.tolist():
         shown.add_row(
             escape(table.key[row]), escape(table.caption[row]), f"{table.score[row]:.3f}", table.decision[row]
         )

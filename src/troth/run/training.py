@@ -79,6 +79,8 @@ def resume(folder: Path, *, progress: bool = True) -> TrainResult:
     with _process_group(recipe):
         with feature_progress(progress) as on_progress:
             built = build(recipe, on_progress=on_progress)
+            if built.judged is not None and distributed.is_main() and not (folder / JUDGEMENT_NAME).exists():
+                built.judged.save(folder / JUDGEMENT_NAME)
             if Checkpoints(folder / "checkpoints").latest() is None:  # the run ended before it had weights of its own
                 start(recipe, built.model)
             trainer = _trainer(built, folder, progress=progress)

@@ -104,7 +104,7 @@ class TextTeacher:
             UserError: as :meth:`check`; if there is no such encoder; if there are fewer samples than components.
         """
         captions = given_captions(data.source, data.noise, data.reserve)
-        with _named_as_encoder():
+        with named_as_encoder():
             encoder = FrozenTextEncoder(self.encoder, precision=self.precision, device=data.device)
         distinct = CaptionTable(tuple(dict.fromkeys(caption for group in captions for caption in group)))
         encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
@@ -140,7 +140,7 @@ class ImageTeacher:
         Raises:
             UserError: if there is no such encoder; if fewer pictures than components can be read.
         """
-        with _named_as_encoder():
+        with named_as_encoder():
             tower = load_tower(self.encoder, self.precision, data.device)
         entry = encode_pictures(tower, data.source, data.cache, data.num_workers, data.on_progress)
         features = F.normalize(entry.tensors["features"], dim=1)
@@ -192,9 +192,9 @@ def given_captions(
     """
     if isinstance(noise, BatchNoise):
         raise UserError(
-            "noise of every batch gives pairs new captions at each step, and the text teacher reads them once",
+            "noise of every batch gives pairs new captions at each step, and here they are read once for all",
             where="data.noise.mode",
-            remedy='use "static" noise, or an image teacher',
+            remedy='use "static" noise, or leave out the teacher or judge that reads captions',
         )
     places = (caption_owner(owner, source, reserve) for owner in noise.caption_of.tolist())
     return [place.captions(sample) for place, sample in places]
@@ -224,7 +224,7 @@ def _words(dims: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _named_as_encoder() -> Iterator[None]:
+def named_as_encoder() -> Iterator[None]:
     """Give the place of an encoder's UserError as a field of the teacher: it takes itself for the model's or ours."""
     try:
         yield

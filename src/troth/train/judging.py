@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
@@ -19,16 +20,20 @@ from torch import Tensor
 from troth.data import BatchStream, LoadedBatch, atomic_path
 from troth.data.loader import JudgedRows
 from troth.embed import CacheEntry, CacheKey, FeatureCache, frozen_texts
-from troth.embed.features import CaptionTable, FrozenFeatures, ledger_of
+from troth.embed.features import CaptionTable, FrozenFeatures
 from troth.encoders import FrozenTextEncoder
 from troth.encoders.hashing import hash_tensors
+from troth.errors import UserError
 from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, judge
-from troth.train.external_teacher import TaughtData, given_captions
+from troth.train.external_teacher import TaughtData, given_captions, named_as_encoder
 from troth.train.teacher import encode_pictures
 from troth.train.teacher_tower import FrozenTower, TowerConfig, TowerPrecision, load_tower
 from troth.types import STRICT
 
 JUDGEMENT_NAME = "judgement.parquet"
+
+#: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
+_PROCEDURE = "judge 1"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -64,25 +69,26 @@ class JudgeConfig:
         captions = given_captions(data.source, data.noise, data.reserve)
         distinct = CaptionTable(tuple(dict.fromkeys(caption for group in captions for caption in group)))
         if features is not None:
-            image, valid, ledger = features.image_features, features.valid, features.ledger
+            image, valid = features.image_features, features.valid
             encoded = features.text_features[features.rows(distinct.captions)]
         else:
-            tower = load_tower(self.encoder, self.precision, data.device)
+            with named_as_encoder():
+                tower = load_tower(self.encoder, self.precision, data.device)
             entry = encode_pictures(tower, data.source, data.cache, data.num_workers, data.on_progress)
-            image, valid, ledger = entry.tensors["features"], entry.tensors["valid"], ledger_of(entry)
-            encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
+            image, valid = entry.tensors["features"], entry.tensors["valid"]
+            with _named_as_text_encoder():
+                encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
         text = _mean_captions(captions, distinct, encoded)
         judgement = self._cached(image, text, valid, seed, data.cache or FeatureCache())
-        del ledger  # the stream reports unreadable pictures itself
-        return JudgedPairs(judgement, image, text, valid)
+        return JudgedPairs(judgement, image, text, valid, f"{_PROCEDURE}; {self!r}; seed {seed}")
 
     def _cached(
         self, image: Tensor, text: Tensor, valid: Bool[Tensor, " N"], seed: int, cache: FeatureCache
     ) -> Judgement:
         """Cached, so that a run resumed on another number of threads goes by the same numbers to the last bit."""
         content = hash_tensors({"image": image, "text": text, "valid": valid})
-        key = CacheKey(weights="judge 1", data=content, preprocessing=f"{self.procedure!r}; seed {seed}")
+        key = CacheKey(weights=_PROCEDURE, data=content, preprocessing=f"{self.procedure!r}; seed {seed}")
 
         def compute() -> CacheEntry:
             found = judge(image[valid], text[valid], self.procedure, seed)
@@ -109,6 +115,15 @@ class JudgeConfig:
         )
 
 
+@contextlib.contextmanager
+def _named_as_text_encoder() -> Iterator[None]:
+    """Give the place of the text encoder's UserError as ours: it takes itself for the model's."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(error.message, where="text_encoder", remedy=error.remedy) from None
+
+
 def _mean_captions(
     captions: list[tuple[str, ...]], distinct: CaptionTable, encoded: Float[Tensor, "C G"]
 ) -> Float[Tensor, "N G"]:
@@ -128,12 +143,14 @@ class JudgedPairs:
         image_features: ``(N, F)`` what it goes by.
         text_features: ``(N, G)`` likewise, of the captions given.
         valid: ``(N,)`` whether the picture could be read.
+        identity: who judged, and how.
     """
 
     judgement: Judgement
     image_features: Float[Tensor, "N F"]
     text_features: Float[Tensor, "N G"]
     valid: Bool[Tensor, " N"]
+    identity: str
 
     def save(self, path: Path) -> None:
         """Write ``id``, ``score``, ``p_mismatch`` and ``weight`` as parquet, the noise rate in the metadata."""
@@ -168,8 +185,8 @@ class JudgedStream:
         self.steps_per_epoch = stream.steps_per_epoch
         self.batch_size = stream.batch_size
         self.plan = stream.plan
-        judged = hash_tensors({"weight": self._weight, "image": self._image, "text": self._text})
-        self.fingerprint = hashlib.sha256(f"{stream.fingerprint} {judged}".encode()).hexdigest()
+        # Not the numbers themselves: another machine's decompositions differ in the last bits, and are the same judge.
+        self.fingerprint = hashlib.sha256(f"{stream.fingerprint} {pairs.identity}".encode()).hexdigest()
 
     def total_steps(self, epochs: int) -> int:
         """How many steps a run of that many epochs has."""

@@ -14,6 +14,7 @@ from troth.data.loader import LoadedBatch, UnpairedRows
 from troth.encoders.contrastive import ContrastiveModel, Features
 from troth.errors import UserError
 from troth.objectives.base import Objective
+from troth.objectives.composition import asks_for_weights
 from troth.similarity import GroupMatches, Pairs, TwoWay
 from troth.state import State
 from troth.train import accumulate
@@ -125,6 +126,7 @@ class TrainStep:
         self.channels_last = channels_last
         self.episodes = episodes
         self.average = None if average is None else AveragedWeights(model, average)
+        self._weighted = asks_for_weights(objective)
         self._parameters = [parameter for _, parameter in trainable_parameters(model)]
         self._replica: nn.Module | None = None
 
@@ -159,7 +161,8 @@ class TrainStep:
                 index=given.index,
                 geometry=self.model.geometry,
                 matches=matches,
-                weight=None if judged is None else judged.weight.to(features.image),
+                # Only to objectives that ask: others would be weighted, too, and an ablation of the weights be none.
+                weight=judged.weight.to(features.image) if judged is not None and self._weighted else None,
                 teacher_image=None if teacher_image is None else teacher_image.to(features.image),
                 teacher_points=None
                 if judged is None
