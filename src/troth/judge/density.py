@@ -37,8 +37,8 @@ def mismatch(given: Float64, repaired: Float64) -> Mismatch:
     densities is fitted as a monotone function of the score (isotonic regression of "given" against "re-paired"). The
     share ``e`` is what is left where no right pair is: right pairs that score as low as random ones are counted wrong,
     so that with many pairs it is an upper bound; with few, the least of several noisy ratios is too small, which one
-    standard error of the counts only partly mends. Wrong captions that were *chosen* to be alike (from the same category)
-    do not look random and are not counted; the estimate is then too low.
+    standard error of the counts only partly mends. Wrong captions that were *chosen* to be alike
+    (from the same category) do not look random and are not counted; the estimate is then too low.
 
     Source: mixture proportion estimation with a known component (Blanchard et al. 2010, "Semi-supervised novelty
     detection"; Elkan and Noto 2008), applied to re-paired samples.

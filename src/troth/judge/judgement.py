@@ -84,10 +84,10 @@ def judge(
             P(wrong | score_i)  = see mismatch();      weights = 1 - P(wrong)
 
     Alignments and trees do not score the pairs they were fitted to, so that a wrong pair is hardly learnt by heart:
-    given wrong pairs score nearly as re-paired ones do, which is what the probability rests on. Nearly: trees are fitted to
-    evidence whose alignments have seen the fold they score; a re-paired caption's owner may be among the neighbours,
-    and its captions may fit after all, where many pairs share theirs. Above 10,000 rows scikit-learn stops the boosting
-    early, by a tenth held out.
+    given wrong pairs score nearly as re-paired ones do, which is what the probability rests on. Nearly: trees are
+    fitted to evidence whose alignments have seen the fold they score; a re-paired caption's owner may be among the
+    neighbours, and its captions may fit after all, where many pairs share theirs. Above 10,000 rows scikit-learn stops
+    the boosting early, by a tenth held out.
 
     Args:
         image_features: ``(N, F)`` of any scale; rows are normalised.
