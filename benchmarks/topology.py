@@ -7,10 +7,10 @@ Euclidean space and oblique manifolds from three first multipliers, e^0, e^2.64 
 only) fixed, and oblique manifolds of one dimension in all but different numbers of spheres, of one token and of several
 (table 4). Here every geometry meets every start, learnable and fixed. The recipes are ``heads-infonce`` as it is and
 ``small-infonce`` cut further than any other benchmark cuts it (``SMALLEST``: towers of one layer and 128 dimensions,
-captions of 12 tokens, two epochs of batches of 64), because there are ninety runs of it: one takes about half a minute
-on a core, a sixth of ``troth.bench.methods.SMALL``, and its figures are low. There are 256 dimensions in all where the
-paper has 512, and no cap on the multiplier, which could not have been active in the paper's ablations; nothing else
-differs between rows, and nothing was tuned. Three seeds; ``--quick`` takes one and two epochs.
+captions of 12 tokens, two epochs of batches of 64), because there are ninety runs of it: one takes 30 to 40 seconds of
+a core on a busy machine, and its figures are low. There are 256 dimensions in all where the paper has 512, and no cap
+on the multiplier, which could not have been active in the paper's ablations; nothing else differs between rows, and
+nothing was tuned. Three seeds; ``--quick`` takes one and two epochs.
 
 Printed and saved are, of the last step, with standard errors over seeds: recall at 1 of retrieval in both directions,
 zero-shot top-1 on the unseen style, top-1 among held-out concepts, the linear probe of the embeddings on the emoji's
@@ -38,7 +38,7 @@ METRICS = {
     "linear-probe/accuracy": "linear probe",
 }
 
-#: What the small towers are cut to: ninety runs are to take an hour.
+#: What the small towers are cut to: there are ninety runs.
 SMALLEST = (
     *SMALL,
     "model.vision_width=128",
