@@ -17,11 +17,12 @@ def recognition(case: Case, i: int, sample: Tensor, clusters: ClusterTargets, cl
     assert case.prototypes is not None
     objective, own = case.objective, int(clusters.label[i])
     kept = [k for k in range(len(classifier)) if bool(clusters.occupied[k]) or not objective.mask_empty]
-    rows = {k: (unit(classifier[k]) if objective.normalize_prototypes else classifier[k]).to(sample) for k in kept}
-    teacher = {
-        k: (unit(clusters.prototypes[k]) if objective.normalize_prototypes else clusters.prototypes[k]).to(sample)
-        for k in kept
-    }
+
+    def scaled(row: Tensor) -> Tensor:
+        return unit(row.to(sample)) if objective.normalize_prototypes else row.to(sample)
+
+    rows = {k: scaled(classifier[k]) for k in kept}
+    teacher = {k: scaled(clusters.prototypes[k]) for k in kept}
     logits = {k: case.prototypes.scale * (sample * rows[k]).sum() for k in kept}
     partition = sum(torch.exp(logits[k]) for k in kept)
     if objective.target_temperature is None:

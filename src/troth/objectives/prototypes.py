@@ -184,7 +184,8 @@ def _recognise(
     teacher = clusters.prototypes
     classifier = teacher if classifier is None else classifier
     if objective.normalize_prototypes:
-        classifier, teacher = F.normalize(classifier, dim=1), F.normalize(teacher, dim=1)
+        # In the samples' precision: rounded to the clusters' float32, unit length depends on the processor.
+        classifier, teacher = (F.normalize(rows.to(samples), dim=1) for rows in (classifier, teacher))
     temperature = objective.target_temperature
     return prototype_cross_entropy(
         samples,
