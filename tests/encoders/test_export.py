@@ -31,7 +31,7 @@ def test_open_clip_loads_the_export_and_encodes_identically(config, with_bias, t
         theirs, train_transform, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     theirs.eval()
-    # The layout a run trained in is no part of an export, and convolutions of two layouts need not agree to the last bit.
+    # The layout is no part of an export, and convolutions of two layouts need not agree to the last bit.
     model.to(memory_format=torch.contiguous_format)
     picture = Image.effect_noise((300, 240), 90).convert("RGB")
     images = torch.stack([transform(picture), transform(picture.rotate(90))])
