@@ -108,10 +108,7 @@ class TextTeacher:
             encoder = FrozenTextEncoder(self.encoder, precision=self.precision, device=data.device)
         distinct = CaptionTable(tuple(dict.fromkeys(caption for group in captions for caption in group)))
         encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
-        owner = torch.tensor([number for number, group in enumerate(captions) for _ in group])
-        rows = distinct.rows(caption for group in captions for caption in group)
-        total = torch.zeros(len(captions), encoder.dim).index_add_(0, owner, F.normalize(encoded, dim=1)[rows])
-        features = total / torch.bincount(owner, minlength=len(captions)).unsqueeze(1)
+        features = mean_captions(captions, distinct, encoded)
         valid = torch.ones(len(captions), dtype=torch.bool)
         return ExternalFeatures(
             _reduced(features, valid, self.dims, data.cache),
@@ -198,6 +195,22 @@ def given_captions(
         )
     places = (caption_owner(owner, source, reserve) for owner in noise.caption_of.tolist())
     return [place.captions(sample) for place, sample in places]
+
+
+def mean_captions(
+    captions: list[tuple[str, ...]], distinct: CaptionTable, encoded: Float[Tensor, "C G"]
+) -> Float[Tensor, "N G"]:
+    """Return the mean of the unit features of each pair's captions.
+
+    Args:
+        captions: of each pair, one at least.
+        distinct: the captions that were encoded.
+        encoded: their features.
+    """
+    owner = torch.tensor([number for number, group in enumerate(captions) for _ in group])
+    rows = distinct.rows(caption for group in captions for caption in group)
+    total = torch.zeros(len(captions), encoded.shape[1]).index_add_(0, owner, F.normalize(encoded, dim=1)[rows])
+    return total / torch.bincount(owner, minlength=len(captions)).unsqueeze(1)
 
 
 def _reduced(

@@ -25,7 +25,7 @@ from troth.encoders import FrozenTextEncoder
 from troth.encoders.hashing import hash_tensors
 from troth.errors import UserError
 from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, judge
-from troth.train.external_teacher import TaughtData, given_captions, named_as_encoder
+from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
 from troth.train.teacher import encode_pictures
 from troth.train.teacher_tower import FrozenTower, TowerConfig, TowerPrecision, load_tower
 from troth.types import STRICT
@@ -79,7 +79,7 @@ class JudgeConfig:
             with _named_as_text_encoder():
                 encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
-        text = _mean_captions(captions, distinct, encoded)
+        text = mean_captions(captions, distinct, encoded)
         judgement = self._cached(image, text, valid, seed, data.cache or FeatureCache())
         return JudgedPairs(judgement, image, text, valid, f"{_PROCEDURE}; {self!r}; seed {seed}")
 
@@ -122,16 +122,6 @@ def _named_as_text_encoder() -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(error.message, where="text_encoder", remedy=error.remedy) from None
-
-
-def _mean_captions(
-    captions: list[tuple[str, ...]], distinct: CaptionTable, encoded: Float[Tensor, "C G"]
-) -> Float[Tensor, "N G"]:
-    """Return the mean of the unit features of each pair's captions."""
-    owner = torch.tensor([number for number, group in enumerate(captions) for _ in group])
-    rows = distinct.rows(caption for group in captions for caption in group)
-    total = torch.zeros(len(captions), encoded.shape[1]).index_add_(0, owner, F.normalize(encoded, dim=1)[rows])
-    return total / torch.bincount(owner, minlength=len(captions)).unsqueeze(1)
 
 
 @plain_dataclass(frozen=True)
