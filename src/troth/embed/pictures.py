@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -153,10 +152,12 @@ def picture_batches(
         source: where the pictures are.
         transform: from encoded bytes to a tensor, all of one shape.
         batch_size: pictures in a batch.
-        num_workers: processes that decode; None for as many as there are cores, at most 4, and none for few pictures.
+        num_workers: processes that decode; None for as many as torch has threads, at most 4, and none for few pictures
+            or on one thread, where the seconds that a process takes to start are lost.
     """
     if num_workers is None:
-        num_workers = min(4, os.cpu_count() or 1) if len(source) >= _WORTH_WORKERS else 0
+        threads = torch.get_num_threads()
+        num_workers = min(4, threads) if threads > 1 and len(source) >= _WORTH_WORKERS else 0
     yield from DataLoader(
         _Pictures(source, transform),
         batch_size=batch_size,
