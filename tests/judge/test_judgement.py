@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from tests.judge.pairs import features
 from troth.errors import UserError
-from troth.judge import NeighbourPredictions, Procedure, judge, mismatch
-from troth.judge.judgement import repaired
+from troth.judge import NeighbourPredictions, Procedure, caption_words, judge, mismatch
+from troth.judge.judgement import blocks, folds, pairings
 
 QUICK = Procedure(folds=3, rounds=2, neighbours=9, repairings=2)
 
@@ -46,6 +46,22 @@ def test_the_same_pairs_are_judged_the_same() -> None:
     assert torch.equal(first.alignment.image.matrix, second.alignment.image.matrix)
 
 
+def test_words_are_evidence_too() -> None:
+    """Features that say little, captions that name what they say little of."""
+    draw = np.random.default_rng(0)
+    topic = draw.integers(0, 12, 900)
+    image = torch.from_numpy(np.eye(12)[topic] + 0.3 * draw.normal(size=(900, 12))).float()
+    text = torch.from_numpy(np.eye(12)[topic] + 3.0 * draw.normal(size=(900, 12))).float()
+    given = topic.copy()
+    given[:270] = np.roll(given[:270], 1)
+    text[:270] = text[:270].roll(1, 0)
+    words = caption_words([[f"a picture of topic{number}"] for number in given])
+    assert words is not None
+    wrong = given != topic
+    without = roc_auc_score(wrong, judge(image, text, QUICK).p_mismatch.numpy())
+    assert roc_auc_score(wrong, judge(image, text, QUICK, words=words).p_mismatch.numpy()) > max(0.95, without + 0.1)
+
+
 def test_too_few_pairs_and_broken_features_are_a_users_mistake() -> None:
     image, text, _ = features(199, 0.0)
     with pytest.raises(UserError, match="199 pairs are too few"):
@@ -63,11 +79,16 @@ def test_captions_that_are_all_the_same_are_a_users_mistake() -> None:
 
 
 def test_repaired_samples_keep_their_fold_and_lose_their_captions() -> None:
-    fold = np.arange(50) % 4
-    owner = repaired(fold, np.random.default_rng(0))
-    assert sorted(owner) == list(range(50))
-    assert (owner != np.arange(50)).all()
-    assert (fold[owner] == fold).all()
+    draw = np.random.default_rng(0)
+    parts = blocks(51, 4, draw)
+    owners, fold = pairings(parts, 3), folds(parts, 5, draw)
+    assert (owners[0] == np.arange(51)).all()
+    for owner in owners[1:]:
+        assert sorted(owner) == list(range(51))
+        assert (owner != np.arange(51)).all()
+        assert (fold[owner] == fold).all()
+    assert len({tuple(owner) for owner in owners}) == 4
+    assert sorted(np.bincount(fold)) == [8, 8, 8, 12, 15]
 
 
 def test_the_share_of_wrong_pairs_is_read_where_no_right_pair_is() -> None:
@@ -86,7 +107,7 @@ def test_neighbours_predict_what_the_loop_says() -> None:
     image, text, _ = features(60, 0.2)
     weights = torch.from_numpy(np.random.default_rng(2).uniform(0, 1, 60)).float()
     near = NeighbourPredictions.of(image, text, 7)
-    caption_of_image, image_of_caption = near.predict(weights, 5)
+    caption_of_image, image_of_caption = near.predict(weights, 5, torch.arange(60))
     for rows, others, predicted in (
         (near.image, near.text, caption_of_image),
         (near.text, near.image, image_of_caption),
@@ -98,6 +119,20 @@ def test_neighbours_predict_what_the_loop_says() -> None:
             votes = torch.exp(cosines[nearest] / 0.1) * weights[nearest].double()
             expected = (votes[:, None] * others[nearest].double()).sum(0) / votes.sum() - others.double().mean(0)
             torch.testing.assert_close(predicted[i].double(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_neighbours_without_weight_predict_nothing() -> None:
+    image, text, _ = features(60, 0.2)
+    near = NeighbourPredictions.of(image, text, 7)
+    rows = torch.tensor([17, 3])
+    outside = torch.ones(60)
+    outside[near.near_image[3]] = 0
+    caption_of_image, _ = near.predict(outside, 5, rows)
+    torch.testing.assert_close(caption_of_image[1], -near.text.mean(dim=0))
+    kept = near.near_image[17, :5][outside[near.near_image[17, :5]] > 0]
+    votes = torch.exp(near.image[kept] @ near.image[17] / 0.1)
+    expected = (votes[:, None] * near.text[kept]).sum(dim=0) / votes.sum() - near.text.mean(dim=0)
+    torch.testing.assert_close(caption_of_image[0], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_nobody_is_their_own_neighbour_even_among_equals() -> None:

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from troth.errors import UserError
 from troth.judge.density import Float64, mismatch
-from troth.judge.neighbours import NeighbourPredictions
-from troth.judge.spectral import SpectralAlignment, Whitened
+from troth.judge.evidence import Evidence
+from troth.judge.spectral import SpectralAlignment
 from troth.types import STRICT
 
-#: Alignments that give evidence: (directions, shrinkage, power). Coarse and fine ones see different things.
-_VIEWS = ((128, 3.0, 1.0), (128, 1.0, 1.0), (128, 0.3, 0.0))
 _FEWEST = 200
 
 Count = Annotated[int, Field(gt=0)]
@@ -33,7 +31,7 @@ class Procedure:
 
     Attributes:
         folds: parts that are scored in turn by what the others have in common.
-        rounds: how often; from the second on, pairs count as much as the round before found them right.
+        rounds: how often; from the second on, pairs count as much as the rounds before found them right.
         neighbours: how many neighbours of each sample predict, in each modality; a third of them do so once more.
         repairings: random re-pairings that wrong pairs are learnt from.
         shrinkage: of the final alignment (:meth:`~troth.judge.Whitened.align`).
@@ -41,7 +39,7 @@ class Procedure:
     """
 
     folds: Annotated[int, Field(ge=2)] = 5
-    rounds: Count = 2
+    rounds: Count = 5
     neighbours: Annotated[int, Field(ge=3)] = 30
     repairings: Count = 3
     shrinkage: Annotated[float, Field(gt=0)] = 0.3
@@ -72,33 +70,59 @@ def judge(
     text_features: Float[Tensor, "N G"],
     procedure: Procedure | None = None,
     seed: int = 0,
+    words: Float[Tensor, "N W"] | None = None,
 ) -> Judgement:
     """Judge pairs of frozen features. Nothing is trained by gradients, and no label or noise rate is asked for.
 
     .. code-block:: text
 
-        repeat:
-            evidence of pair i  = cosines in alignments of the other folds, agreement with its neighbours
+        each round:
+            evidence of pair i      = what the other folds' pairs say of it: Evidence.gather
             evidence of wrong pairs = the same of re-paired samples, within the fold
-            score_i             = log-odds given : re-paired, by boosted trees fitted to the other folds
-            P(wrong | score_i)  = see mismatch();      weights = 1 - P(wrong)
+            log-odds_i              = given : re-paired, by boosted trees fitted to the other folds
+            score_i                 = mean of its log-odds over the rounds so far, but for the first
+            P(wrong | score_i)      = see mismatch();      weights of the next round's evidence = 1 - P(wrong)
 
-    Alignments and trees do not score the pairs they were fitted to, so that a wrong pair is hardly learnt by heart:
-    given wrong pairs score nearly as re-paired ones do, which is what the probability rests on. Nearly: trees are
-    fitted to evidence whose alignments have seen the fold they score; a re-paired caption's owner may be among the
-    neighbours, and its captions may fit after all, where many pairs share theirs. Above 10,000 rows scikit-learn stops
-    the boosting early, by a tenth held out.
+    Folds are drawn anew in every round; who is re-paired with whom is not, so that wrong pairs' scores are means over
+    rounds too. Alignments, neighbours and trees do not score the pairs they were fitted to, so that a wrong pair is
+    hardly learnt by heart: given wrong pairs score nearly as re-paired ones do, which is what the probability rests
+    on. Nearly: trees are fitted to evidence whose alignments have seen the fold they score, weights are the last
+    round's, and re-paired captions may fit after all where many pairs share theirs.
 
     Args:
         image_features: ``(N, F)`` of any scale; rows are normalised.
         text_features: ``(N, G)`` likewise, row ``i`` of the captions given with image ``i``.
         procedure: the defaults if None.
         seed: of folds, re-pairings and trees.
+        words: ``(N, W)`` other features of the same captions, such as :func:`caption_words`, that give evidence too.
 
     Raises:
         UserError: for fewer than 200 pairs, features that are not finite, or one and the same feature everywhere.
     """
     chosen = procedure if procedure is not None else Procedure()
+    _check(image_features, text_features)
+    image, text = F.normalize(image_features.float(), dim=-1), text_features.float()
+    evidence = Evidence.of(image, text, words, chosen.neighbours)
+    rng = np.random.default_rng([seed, 20_000])
+    parts = blocks(len(image), chosen.repairings + 1, rng)
+    owners = pairings(parts, chosen.repairings)
+    weights = torch.ones(len(image))
+    rounds: list[tuple[Float64, Float64]] = []
+    for _ in range(chosen.rounds):
+        fold = folds(parts, chosen.folds, rng)
+        rounds.append(discriminate(evidence.gather(weights, fold, owners), fold, int(rng.integers(2**31))))
+        given, wrong = (np.mean(scores, axis=0) for scores in zip(*(rounds[1:] or rounds), strict=True))
+        found = mismatch(given, wrong)
+        weights = torch.from_numpy(1 - found.p_mismatch).float().clamp(min=1e-6)
+    return Judgement(
+        score=torch.from_numpy(given),
+        p_mismatch=torch.from_numpy(found.p_mismatch),
+        noise_rate=found.noise_rate,
+        alignment=evidence.whitened.align(weights, chosen.dim, chosen.shrinkage),
+    )
+
+
+def _check(image_features: Float[Tensor, "N F"], text_features: Float[Tensor, "N G"]) -> None:
     if len(image_features) < _FEWEST:
         raise UserError(
             f"{len(image_features)} pairs are too few to judge",
@@ -110,74 +134,32 @@ def judge(
             raise UserError(f"some {name} features are not finite", where="judge")
         if bool((features == features[0]).all()):
             raise UserError(f"all {name} features are the same: there is nothing to judge by", where="judge")
-    image = F.normalize(image_features.float(), dim=-1)
-    text = text_features.float()
-    whitened = Whitened(image, text)
-    near = NeighbourPredictions.of(image, text, min(chosen.neighbours, len(image) - 1))
-    weights = torch.ones(len(image))
-    rng = np.random.default_rng([seed, 20_000])
-    for _ in range(chosen.rounds):
-        fold = rng.permutation(np.arange(len(image)) % chosen.folds)
-        pairings = [np.arange(len(image)), *(repaired(fold, rng) for _ in range(chosen.repairings))]
-        evidence = gather_evidence(whitened, near, weights, fold, pairings, chosen)
-        given, wrong = discriminate(evidence, fold, int(rng.integers(2**31)))
-        found = mismatch(given, wrong)
-        weights = torch.from_numpy(1 - found.p_mismatch).float()
-    return Judgement(
-        score=torch.from_numpy(given),
-        p_mismatch=torch.from_numpy(found.p_mismatch),
-        noise_rate=found.noise_rate,
-        alignment=whitened.align(weights.clamp(min=1e-6), chosen.dim, chosen.shrinkage),
-    )
 
 
-def repaired(fold: Int64[np.ndarray, " N"], rng: np.random.Generator) -> Int64[np.ndarray, " N"]:
-    """Return for each sample another one of its fold, whose captions it gets: a random cycle through every fold."""
-    owner = np.arange(len(fold))
-    for number in np.unique(fold):
-        members = rng.permutation(np.flatnonzero(fold == number))
-        owner[members] = np.roll(members, 1)
-    return owner
+def blocks(num_samples: int, size: int, rng: np.random.Generator) -> list[Int64[np.ndarray, " b"]]:
+    """Return all samples in random blocks of ``size`` or, for the last one, at most ``2 size - 1``."""
+    order = rng.permutation(num_samples)
+    cuts = np.arange(1, max(1, num_samples // size)) * size
+    return np.split(order, cuts)
 
 
-def gather_evidence(
-    whitened: Whitened,
-    near: NeighbourPredictions,
-    weights: Float[Tensor, " N"],
-    fold: Int64[np.ndarray, " N"],
-    pairings: list[Int64[np.ndarray, " N"]],
-    procedure: Procedure,
-) -> list[Float64]:
-    """Return ``(N, E)`` evidence on sample ``i`` with the captions of ``pairing[i]``, for every pairing."""
-    owners = [torch.from_numpy(pairing) for pairing in pairings]
-    columns: list[list[Tensor]] = [[] for _ in pairings]
-    for k in sorted({max(3, procedure.neighbours // 3), procedure.neighbours}):
-        caption_of_image, image_of_caption = near.predict(weights, k)
-        for column, owner in zip(columns, owners, strict=True):
-            column.append((caption_of_image * near.text[owner]).sum(dim=1))
-            column.append((image_of_caption[owner] * near.image).sum(dim=1))
-    for by_pairing in zip(*_aligned_cosines(whitened, weights, fold, owners), strict=True):
-        for column, cosines in zip(columns, by_pairing, strict=True):
-            column.append(cosines)
-    return [torch.stack(column, dim=1).double().numpy() for column in columns]
+def pairings(parts: list[Int64[np.ndarray, " b"]], repairings: int) -> list[Int64[np.ndarray, " N"]]:
+    """Return whose captions each sample has: its own, and in each re-pairing those of another one of its block."""
+    owners = []
+    for shift in range(repairings + 1):
+        owner = np.empty(sum(map(len, parts)), dtype=np.int64)
+        for part in parts:
+            owner[part] = np.roll(part, shift)
+        owners.append(owner)
+    return owners
 
 
-def _aligned_cosines(
-    whitened: Whitened, weights: Float[Tensor, " N"], fold: Int64[np.ndarray, " N"], owners: list[Tensor]
-) -> list[list[Float[Tensor, " N"]]]:
-    """Return, for each pairing, one vector of cosines a view, every fold scored by the others' alignment."""
-    found = [[torch.zeros(len(weights)) for _ in _VIEWS] for _ in owners]
-    for number in np.unique(fold):
-        inside = torch.from_numpy(fold == number)
-        rows = inside.nonzero()[:, 0]
-        moments = whitened.cross_covariance(weights.clamp(min=1e-6) * ~inside)
-        for view, settings in enumerate(_VIEWS):
-            alignment = whitened.aligned(moments, *settings)
-            images = alignment.image(whitened.image_features[rows])
-            for pairing, owner in enumerate(owners):
-                captions = alignment.text(whitened.text_features[owner[rows]])
-                found[pairing][view][rows] = (images * captions).sum(dim=1)
-    return found
+def folds(parts: list[Int64[np.ndarray, " b"]], count: int, rng: np.random.Generator) -> Int64[np.ndarray, " N"]:
+    """Return the fold of each sample; blocks stay whole."""
+    fold = np.empty(sum(map(len, parts)), dtype=np.int64)
+    for part, number in zip(parts, rng.permutation(np.arange(len(parts)) % count), strict=True):
+        fold[part] = number
+    return fold
 
 
 def discriminate(evidence: list[Float64], fold: Int64[np.ndarray, " N"], seed: int) -> tuple[Float64, Float64]:
@@ -187,16 +169,21 @@ def discriminate(evidence: list[Float64], fold: Int64[np.ndarray, " N"], seed: i
     given, others = evidence[0], evidence[1:]
     score = np.zeros(len(given))
     wrong = [np.zeros(len(given)) for _ in others]
+    prior = np.log(len(others))  # not by sample weights: scikit-learn takes half a minute to bin weighted samples
     for train, inside in _splits(fold):
         trees = HistGradientBoostingClassifier(
-            max_depth=3, max_iter=100, learning_rate=0.1, min_samples_leaf=max(5, len(fold) // 90), random_state=seed
+            max_depth=3,
+            max_iter=100,
+            learning_rate=0.1,
+            min_samples_leaf=max(5, len(fold) // 90),
+            early_stopping=False,
+            random_state=seed,
         )
         features = np.concatenate([given[train], *(each[train] for each in others)])
-        label = np.repeat([1, 0], [train.sum(), len(others) * train.sum()])
-        trees.fit(features, label, sample_weight=np.where(label == 1, float(len(others)), 1.0))
-        score[inside] = trees.decision_function(given[inside])
+        trees.fit(features, np.repeat([1, 0], [train.sum(), len(others) * train.sum()]))
+        score[inside] = trees.decision_function(given[inside]) + prior
         for each, values in zip(others, wrong, strict=True):
-            values[inside] = trees.decision_function(each[inside])
+            values[inside] = trees.decision_function(each[inside]) + prior
     return score, np.concatenate(wrong)
 
 

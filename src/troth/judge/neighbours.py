@@ -58,12 +58,24 @@ class NeighbourPredictions:
         closeness_text, near_text = _others(text, k)
         return cls(image, text, near_image, near_text, closeness_image, closeness_text)
 
-    def predict(self, weights: Float[Tensor, " N"], k: int) -> tuple[Float[Tensor, "N G"], Float[Tensor, "N F"]]:
-        """Return the centred caption predicted for each picture and the picture predicted for each caption."""
+    def predict(
+        self, weights: Float[Tensor, " N"], k: int, rows: Int64[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n G"], Float[Tensor, "n F"]]:
+        """Return the centred caption predicted for the pictures of ``rows`` and the picture for their captions.
+
+        Of the ``k`` nearest, those of weight 0 do not count; where none counts, the prediction is minus the mean.
+        """
+        images = _mean_of(self.near_text[rows], self.closeness_text[rows], self.image, weights, k)
         return (
-            _mean_of(self.near_image, self.closeness_image, self.text, weights, k) - self.text.mean(dim=0),
-            _mean_of(self.near_text, self.closeness_text, self.image, weights, k) - self.image.mean(dim=0),
+            self.mean_of_near_images(self.text, weights, k, rows) - self.text.mean(dim=0),
+            images - self.image.mean(dim=0),
         )
+
+    def mean_of_near_images(
+        self, values: Float[Tensor, "N D"], weights: Float[Tensor, " N"], k: int, rows: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n D"]:
+        """Return the mean of ``values`` over the ``k`` nearest pictures of those of ``rows``, as far as they count."""
+        return _mean_of(self.near_image[rows], self.closeness_image[rows], values, weights, k)
 
 
 def _others(points: Float[Tensor, "N D"], k: int) -> tuple[Float[Tensor, "N k"], Int64[Tensor, "N k"]]:
@@ -76,16 +88,16 @@ def _others(points: Float[Tensor, "N D"], k: int) -> tuple[Float[Tensor, "N k"],
 
 
 def _mean_of(
-    near: Int64[Tensor, "N K"],
-    closeness: Float[Tensor, "N K"],
+    near: Int64[Tensor, "n K"],
+    closeness: Float[Tensor, "n K"],
     values: Float[Tensor, "N D"],
     weights: Float[Tensor, " N"],
     k: int,
-) -> Float[Tensor, "N D"]:
+) -> Float[Tensor, "n D"]:
     near, closeness = near[:, :k], closeness[:, :k]
     votes = torch.softmax(closeness / _TEMPERATURE, dim=1) * weights.to(closeness)[near]
     votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    total = torch.zeros_like(values)
-    for neighbour in range(near.shape[1]):  # (N, k, D) at once would be k times the data
+    total = values.new_zeros(len(near), values.shape[1])
+    for neighbour in range(near.shape[1]):  # (n, k, D) at once would be k times the data
         total.addcmul_(values[near[:, neighbour]], votes[:, neighbour : neighbour + 1])
     return total

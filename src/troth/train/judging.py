@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from pathlib import Path
@@ -20,11 +20,11 @@ from torch import Tensor
 from troth.data import BatchStream, LoadedBatch, atomic_path
 from troth.data.loader import JudgedRows
 from troth.embed import CacheEntry, CacheKey, FeatureCache, frozen_texts
-from troth.embed.features import CaptionTable, FrozenFeatures
+from troth.embed.features import CaptionTable, FrozenFeatures, hash_texts
 from troth.encoders import FrozenTextEncoder
 from troth.encoders.hashing import hash_tensors
 from troth.errors import UserError
-from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, judge
+from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, caption_words, judge
 from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
 from troth.train.teacher import encode_pictures
 from troth.train.teacher_tower import FrozenTower, TowerConfig, TowerPrecision, load_tower
@@ -33,7 +33,7 @@ from troth.types import STRICT
 JUDGEMENT_NAME = "judgement.parquet"
 
 #: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
-_PROCEDURE = "judge 1"
+_PROCEDURE = "judge 2"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -80,18 +80,26 @@ class JudgeConfig:
                 encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
         text = mean_captions(captions, distinct, encoded)
-        judgement = self._cached(image, text, valid, seed, data.cache or FeatureCache())
+        judgement = self._cached(image, text, captions, valid, seed, data.cache or FeatureCache())
         return JudgedPairs(judgement, image, text, valid, f"{_PROCEDURE}; {self!r}; seed {seed}")
 
     def _cached(
-        self, image: Tensor, text: Tensor, valid: Bool[Tensor, " N"], seed: int, cache: FeatureCache
+        self,
+        image: Tensor,
+        text: Tensor,
+        captions: Sequence[Sequence[str]],
+        valid: Bool[Tensor, " N"],
+        seed: int,
+        cache: FeatureCache,
     ) -> Judgement:
         """Cached, so that a run resumed on another number of threads goes by the same numbers to the last bit."""
         content = hash_tensors({"image": image, "text": text, "valid": valid})
+        content += hash_texts(["\n".join(group) for group in captions])
         key = CacheKey(weights=_PROCEDURE, data=content, preprocessing=f"{self.procedure!r}; seed {seed}")
 
         def compute() -> CacheEntry:
-            found = judge(image[valid], text[valid], self.procedure, seed)
+            words = caption_words([group for group, read in zip(captions, valid.tolist(), strict=True) if read])
+            found = judge(image[valid], text[valid], self.procedure, seed, words)
             unread = torch.full((len(valid),), torch.nan, dtype=torch.float64)
             maps = {
                 f"{side}_{name}": getattr(getattr(found.alignment, side), name)

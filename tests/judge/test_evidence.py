@@ -1,0 +1,68 @@
+"""Evidence is what the loop over pairs says, and what a sample was given never counts against it."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.judge.pairs import features
+from troth.judge import Evidence, caption_words
+from troth.judge import evidence as module
+from troth.judge.evidence import View, held_against_others
+from troth.judge.judgement import blocks, folds, pairings
+
+
+def test_a_pair_is_held_against_the_ten_best_others_of_either_side() -> None:
+    draw = torch.Generator().manual_seed(0)
+    view = View(torch.randn(25, 4, generator=draw), torch.randn(25, 4, generator=draw))
+    owner = torch.arange(25).roll(3)
+    products = (view.image @ view.text.T).double()
+    for numbers, given in zip(
+        held_against_others(view, [torch.arange(25), owner]), (torch.arange(25), owner), strict=True
+    ):
+        for i in (0, 11, 24):
+            j = int(given[i])
+            others_of_image = sorted(float(products[i, m]) for m in range(25) if m != i)[-10:]
+            others_of_caption = sorted(float(products[m, j]) for m in range(25) if m != j)[-10:]
+            fit = float(products[i, j])
+            expected = [fit, fit - np.mean(others_of_image), fit - np.mean(others_of_caption)]
+            assert numbers[i].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_few_of_many_others_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    view = View(torch.randn(400, 4, generator=draw), torch.randn(400, 4, generator=draw))
+    whole = held_against_others(view, [torch.arange(400)])[0]
+    monkeypatch.setattr(module, "_CROWD", 40)
+    part = held_against_others(view, [torch.arange(400)])[0]
+    assert torch.equal(whole[:, 0], part[:, 0])
+    assert bool((part[:, 1:] >= whole[:, 1:] - 1e-5).all()), "the best of fewer are no better"
+    crowd = torch.linspace(0, 399, 40).long()
+    products = view.image[5] @ view.text[crowd[crowd != 5]].T
+    assert float(part[5, 0] - part[5, 1]) == pytest.approx(float(products.topk(10).values.mean()), abs=1e-5)
+
+
+def test_a_folds_evidence_does_not_depend_on_what_its_pairs_were_given() -> None:
+    """But for the mean of all captions, which every one of them is a part of: the captions change places in a fold."""
+    image, text, _ = features(300, 0.2)
+    rng = np.random.default_rng(0)
+    parts = blocks(300, 3, rng)
+    fold, owners = folds(parts, 3, rng), pairings(parts, 2)
+    inside = np.flatnonzero(fold == 1)
+    moved = np.arange(300)
+    moved[inside] = np.roll(inside, 1)
+    before = Evidence.of(image, text, None, 9).gather(torch.ones(300), fold, owners)
+    swapped = Evidence.of(image, text[moved], None, 9)
+    back = moved.argsort()
+    after = swapped.gather(torch.ones(300), fold, [back[owner] for owner in owners])
+    # Comparisons leave out what was given, which is another caption now; the products themselves must not move.
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(one[inside, ::3], other[inside, ::3], atol=1e-4)
+
+
+def test_words_are_unit_rows_and_none_where_pairs_share_none() -> None:
+    words = caption_words([["a red cat"], ["a red dog", "red"], ["one red cat"], ["blue cat"], ["zebra"]])
+    assert words is not None
+    lengths = words.norm(dim=1)
+    assert lengths[:4].tolist() == pytest.approx([1.0] * 4)
+    assert float(lengths[4]) == 0.0
+    assert caption_words([["one"], ["two"], ["three"], ["four"]]) is None
