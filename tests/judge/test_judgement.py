@@ -72,6 +72,12 @@ def test_too_few_pairs_and_broken_features_are_a_users_mistake() -> None:
         judge(image, text)
 
 
+def test_more_folds_than_there_are_blocks_are_a_users_mistake() -> None:
+    image, text, _ = features(200, 0.0)
+    with pytest.raises(UserError, match="200 pairs do not make 5 folds of blocks of 60"):
+        judge(image, text, Procedure(repairings=59))
+
+
 def test_captions_that_are_all_the_same_are_a_users_mistake() -> None:
     image, text, _ = features(200, 0.0)
     with pytest.raises(UserError, match="all text features are the same"):

@@ -97,7 +97,8 @@ def judge(
         words: ``(N, W)`` other features of the same captions, such as :func:`caption_words`, that give evidence too.
 
     Raises:
-        UserError: for fewer than 200 pairs, features that are not finite, or one and the same feature everywhere.
+        UserError: for fewer than 200 pairs, features that are not finite, one and the same feature everywhere, or
+            more folds and re-pairings than there are pairs for.
     """
     chosen = procedure if procedure is not None else Procedure()
     _check(image_features, text_features)
@@ -105,6 +106,12 @@ def judge(
     evidence = Evidence.of(image, text, words, chosen.neighbours)
     rng = np.random.default_rng([seed, 20_000])
     parts = blocks(len(image), chosen.repairings + 1, rng)
+    if len(parts) < chosen.folds:
+        raise UserError(
+            f"{len(image)} pairs do not make {chosen.folds} folds of blocks of {chosen.repairings + 1}",
+            where="judge.procedure",
+            remedy="fewer folds or repairings",
+        )
     owners = pairings(parts, chosen.repairings)
     weights = torch.ones(len(image))
     rounds: list[tuple[Float64, Float64]] = []
