@@ -109,7 +109,7 @@ def judge(
     if len(parts) < chosen.folds:
         raise UserError(
             f"{len(image)} pairs do not make {chosen.folds} folds of blocks of {chosen.repairings + 1}",
-            where="judge.procedure",
+            where="procedure",
             remedy="fewer folds or repairings",
         )
     owners = pairings(parts, chosen.repairings)
