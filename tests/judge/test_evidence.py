@@ -50,8 +50,10 @@ def test_a_folds_evidence_does_not_depend_on_what_its_pairs_were_given() -> None
     inside = np.flatnonzero(fold == 1)
     moved = np.arange(300)
     moved[inside] = np.roll(inside, 1)
-    before = Evidence.of(image, text, None, 9).gather(torch.ones(300), fold, owners)
-    swapped = Evidence.of(image, text[moved], None, 9)
+    words = torch.from_numpy(rng.normal(size=(300, 6))).float()
+    before = Evidence.of(image, text, words, 9).gather(torch.ones(300), fold, owners)
+    assert before[0].shape == (300, 27)
+    swapped = Evidence.of(image, text[moved], words[moved], 9)
     back = moved.argsort()
     after = swapped.gather(torch.ones(300), fold, [back[owner] for owner in owners])
     # Comparisons leave out what was given, which is another caption now; the products themselves must not move.
@@ -66,3 +68,8 @@ def test_words_are_unit_rows_and_none_where_pairs_share_none() -> None:
     assert lengths[:4].tolist() == pytest.approx([1.0] * 4)
     assert float(lengths[4]) == 0.0
     assert caption_words([["one"], ["two"], ["three"], ["four"]]) is None
+    assert caption_words([[]]) is None
+
+
+def test_words_that_every_pair_has_tell_nothing() -> None:
+    assert caption_words([[f"a picture of product number{i}"] for i in range(50)]) is None

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.judge.pairs import features
 from troth.errors import UserError
-from troth.judge import NeighbourPredictions, Procedure, caption_words, judge, mismatch
+from troth.judge import NeighbourPredictions, Procedure, caption_words, judge, judgement, mismatch
 from troth.judge.judgement import blocks, folds, pairings
 
 QUICK = Procedure(folds=3, rounds=2, neighbours=9, repairings=2)
@@ -46,6 +46,26 @@ def test_the_same_pairs_are_judged_the_same() -> None:
     assert torch.equal(first.alignment.image.matrix, second.alignment.image.matrix)
 
 
+def test_the_score_is_the_mean_over_the_rounds_from_the_second_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text, _ = features(240, 0.2)
+    draw = np.random.default_rng(0)
+    rounds = [(draw.normal(size=240), draw.normal(size=480) - 2) for _ in range(3)]
+    left = iter(rounds)
+    monkeypatch.setattr(judgement, "discriminate", lambda *_: next(left))
+    found = judge(image, text, Procedure(folds=3, rounds=3, neighbours=9, repairings=2))
+    np.testing.assert_allclose(found.score.numpy(), (rounds[1][0] + rounds[2][0]) / 2)
+    expected = mismatch((rounds[1][0] + rounds[2][0]) / 2, (rounds[1][1] + rounds[2][1]) / 2)
+    np.testing.assert_allclose(found.p_mismatch.numpy(), expected.p_mismatch)
+
+
+def test_words_that_do_not_fit_are_a_users_mistake() -> None:
+    image, text, _ = features(200, 0.0)
+    with pytest.raises(UserError, match="199 rows of word features for 200 images"):
+        judge(image, text, words=torch.randn(199, 4))
+    with pytest.raises(UserError, match="all word features are the same"):
+        judge(image, text, words=torch.ones(200, 4))
+
+
 def test_words_are_evidence_too() -> None:
     """Features that say little, captions that name what they say little of."""
     draw = np.random.default_rng(0)
@@ -74,7 +94,7 @@ def test_too_few_pairs_and_broken_features_are_a_users_mistake() -> None:
 
 def test_more_folds_than_there_are_blocks_are_a_users_mistake() -> None:
     image, text, _ = features(200, 0.0)
-    with pytest.raises(UserError, match="200 pairs do not make 5 folds of blocks of 60"):
+    with pytest.raises(UserError, match="200 pairs do not make 5 folds of 40 in blocks of 60"):
         judge(image, text, Procedure(repairings=59))
 
 

@@ -104,7 +104,10 @@ def test_a_judged_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
         (["data.noise.mode=batch"], "data.noise.mode: noise of every batch"),
         (["judge.folds=3"], "judge.folds: unknown key"),
         (["data.source.num_samples=150"], "judge: 150 pairs are too few to judge"),
-        (["judge.procedure.repairings=9999"], r"judge.procedure: \d+ pairs do not make 5 folds of blocks of 10000"),
+        (
+            ["judge.procedure.repairings=9999"],
+            r"judge.procedure: \d+ pairs do not make 3 folds of 40 in blocks of 10000",
+        ),
         (["judge.procedure.folds=1"], "judge.procedure.folds: input should be greater than or equal to 2"),
         (["model.multi={num_tokens=2, sub_dim=8}"], "skip: several class tokens have no linear map beside them"),
     ],

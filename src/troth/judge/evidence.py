@@ -35,7 +35,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of pairs beforehand, from which any weighting of them makes evidence.
+    """What is known of pairs beforehand, from which weights of them make evidence.
 
     Attributes:
         whitened: both modalities' statistics.
@@ -82,11 +82,12 @@ class Evidence:
             c - mean of the 10 largest <image_i, text_l>, l != i         do other captions fit this picture better?
             c - mean of the 10 largest <image_l, text_j>, l != j         does this caption fit other pictures better?
 
-        for at most 2,048 others ``l`` of the fold. What ``i`` and ``j`` were given is left out of the comparison, so
-        that re-paired samples are held against the same others as given ones.
+        for at most 2,048 others ``l`` of the fold. What ``i`` and ``j`` were given is left out of the comparison: a
+        re-paired sample's rivals are then, as a given one's, what it was not given. The one difference is that a
+        re-paired caption may be its own rival; it is one of a fold, which is why folds must not be small.
 
         Args:
-            weights: ``(N,)`` how much each pair counts.
+            weights: ``(N,)`` how much each pair counts; positive.
             fold: the part each is in.
             pairings: whose captions each sample has, within its fold.
 
@@ -149,9 +150,9 @@ def held_against_others(view: View, owners: list[Rows]) -> list[Float[Tensor, "n
 
 
 def _rivals(queries: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Return the mean of the largest products with the first candidates, the one in the query's own row left out.
+    """Return the mean of the largest products with some candidates, the one in the query's own row left out.
 
-    Folds are drawn at random and their rows are not, so that the first ones are taken at even steps.
+    Of many, candidates at even steps are taken: rows are in the order of the data, which may mean something.
     """
     crowd = torch.arange(len(candidates))
     if len(crowd) > _CROWD:

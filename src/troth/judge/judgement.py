@@ -21,6 +21,8 @@ from troth.judge.spectral import SpectralAlignment
 from troth.types import STRICT
 
 _FEWEST = 200
+#: In smaller ones re-paired captions are their own rivals too often (:meth:`Evidence.gather`).
+_SMALLEST_FOLD = 40
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -80,7 +82,7 @@ def judge(
             evidence of pair i      = what the other folds' pairs say of it: Evidence.gather
             evidence of wrong pairs = the same of re-paired samples, within the fold
             log-odds_i              = given : re-paired, by boosted trees fitted to the other folds
-            score_i                 = mean of its log-odds over the rounds so far, but for the first
+            score_i                 = mean of its log-odds over the rounds from the second on (in the first: that one)
             P(wrong | score_i)      = see mismatch();      weights of the next round's evidence = 1 - P(wrong)
 
     Folds are drawn anew in every round; who is re-paired with whom is not, so that wrong pairs' scores are means over
@@ -91,7 +93,7 @@ def judge(
 
     Args:
         image_features: ``(N, F)`` of any scale; rows are normalised.
-        text_features: ``(N, G)`` likewise, row ``i`` of the captions given with image ``i``.
+        text_features: ``(N, G)`` means of unit features, used as they are; row ``i`` of what image ``i`` was given.
         procedure: the defaults if None.
         seed: of folds, re-pairings and trees.
         words: ``(N, W)`` other features of the same captions, such as :func:`caption_words`, that give evidence too.
@@ -101,14 +103,15 @@ def judge(
             more folds and re-pairings than there are pairs for.
     """
     chosen = procedure if procedure is not None else Procedure()
-    _check(image_features, text_features)
     image, text = F.normalize(image_features.float(), dim=-1), text_features.float()
+    _check(image, text, words)
     evidence = Evidence.of(image, text, words, chosen.neighbours)
     rng = np.random.default_rng([seed, 20_000])
     parts = blocks(len(image), chosen.repairings + 1, rng)
-    if len(parts) < chosen.folds:
+    if len(parts) < chosen.folds or len(image) < _SMALLEST_FOLD * chosen.folds:
+        blocked = f"{_SMALLEST_FOLD} in blocks of {chosen.repairings + 1}"
         raise UserError(
-            f"{len(image)} pairs do not make {chosen.folds} folds of blocks of {chosen.repairings + 1}",
+            f"{len(image)} pairs do not make {chosen.folds} folds of {blocked}",
             where="procedure",
             remedy="fewer folds or repairings",
         )
@@ -129,14 +132,17 @@ def judge(
     )
 
 
-def _check(image_features: Float[Tensor, "N F"], text_features: Float[Tensor, "N G"]) -> None:
-    if len(image_features) < _FEWEST:
+def _check(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], words: Float[Tensor, "N W"] | None) -> None:
+    if len(image) < _FEWEST:
         raise UserError(
-            f"{len(image_features)} pairs are too few to judge",
+            f"{len(image)} pairs are too few to judge",
             where="judge",
             remedy=f"at least {_FEWEST}, or train without a judge",
         )
-    for name, features in (("image", image_features), ("text", text_features)):
+    given = {"image": image, "text": text} | ({} if words is None else {"word": words})
+    for name, features in given.items():
+        if len(features) != len(image):
+            raise UserError(f"{len(features)} rows of {name} features for {len(image)} images", where="judge")
         if not bool(torch.isfinite(features).all()):
             raise UserError(f"some {name} features are not finite", where="judge")
         if bool((features == features[0]).all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,15 +12,20 @@ from torch import Tensor
 #: Words that fewer pairs share say nothing of other pairs.
 _FEWEST_PAIRS = 3
 _DIMENSIONS = 384
-#: Of the most frequent words, so that memory does not grow with the vocabulary.
+#: The most frequent words are kept.
 _VOCABULARY = 20_000
+#: Rounding apart, the same.
+_SAME = 1e-6
 
 
 def caption_words(captions: Sequence[Sequence[str]], seed: int = 0) -> Float[Tensor, "N W"] | None:
-    """Return the principal directions of the words of each pair's captions, unit rows; None if pairs share no words.
+    """Return the principal directions of the words of each pair's captions, unit rows.
 
     Term frequencies (logarithmic) times inverse document frequencies, reduced to 384 dimensions at most. A pair none of
-    whose words is shared by three pairs is zero.
+    whose words is shared by three pairs is zero. None if the words tell no pair from another.
+
+    Words are runs of two letters or digits and more, as scikit-learn takes them: of scripts that write without spaces,
+    or vowels as marks, little or nothing is left.
 
     Args:
         captions: of each pair.
@@ -31,12 +37,16 @@ def caption_words(captions: Sequence[Sequence[str]], seed: int = 0) -> Float[Ten
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
-    vectorizer = TfidfVectorizer(min_df=min(_FEWEST_PAIRS, len(captions)), max_features=_VOCABULARY, sublinear_tf=True)
+    if len(captions) < _FEWEST_PAIRS:
+        return None
+    vectorizer = TfidfVectorizer(min_df=_FEWEST_PAIRS, max_features=_VOCABULARY, sublinear_tf=True, dtype=np.float32)
     try:
         counts = vectorizer.fit_transform([" ".join(group) for group in captions])
-    except ValueError:  # no word is left
-        return None
-    if counts.shape[1] < 2:
+    except ValueError as error:
+        if "empty vocabulary" in str(error) or "no terms remain" in str(error):
+            return None
+        raise
+    if counts.shape[1] < 2 or abs(counts - counts[[0] * counts.shape[0]]).max() < _SAME:
         return None
     reduced = TruncatedSVD(min(_DIMENSIONS, counts.shape[1] - 1), random_state=seed).fit_transform(counts)
-    return torch.from_numpy(normalize(reduced)).float()
+    return torch.from_numpy(normalize(reduced, copy=False)).float()

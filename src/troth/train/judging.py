@@ -1,4 +1,4 @@
-"""A judge of the training pairs: what frozen features say of each, carried along with every batch."""
+"""A judge of the training pairs: what frozen features and words say of each, carried along with every batch."""
 
 from __future__ import annotations
 
@@ -40,19 +40,21 @@ _PROCEDURE = "judge 2"
 class JudgeConfig:
     """A judge of the training pairs (:mod:`troth.judge`), and the frozen features it goes by.
 
-    Heads are judged by the features they take themselves; ``encoder``, ``text_encoder`` and ``precision`` are for
-    towers.
+    Heads are judged by the features they take themselves, and by words; ``encoder``, ``text_encoder`` and ``precision``
+    are for towers.
 
     Attributes:
         encoder: of the pictures, by default EfficientNet-Lite0 of the extra ``troth[demo]``.
         text_encoder: of the captions: ``minilm-l6``, or a sentence-transformers or transformers model.
         precision: what they compute in; features are float32 either way.
+        words: whether the captions' words are evidence beside their features.
         procedure: how pairs are judged.
     """
 
     encoder: TowerConfig = field(default_factory=FrozenTower)
     text_encoder: str = "minilm-l6"
     precision: TowerPrecision = "float32"
+    words: bool = True
     procedure: Procedure = field(default_factory=Procedure)
 
     def build(self, data: TaughtData, seed: int, features: FrozenFeatures | None = None) -> JudgedPairs:
@@ -95,10 +97,13 @@ class JudgeConfig:
         """Cached, so that a run resumed on another number of threads goes by the same numbers to the last bit."""
         content = hash_tensors({"image": image, "text": text, "valid": valid})
         content += hash_texts(["\n".join(group) for group in captions])
-        key = CacheKey(weights=_PROCEDURE, data=content, preprocessing=f"{self.procedure!r}; seed {seed}")
+        key = CacheKey(
+            weights=_PROCEDURE, data=content, preprocessing=f"{self.procedure!r}; words {self.words}; seed {seed}"
+        )
 
         def compute() -> CacheEntry:
-            words = caption_words([group for group, read in zip(captions, valid.tolist(), strict=True) if read])
+            read = [group for group, is_read in zip(captions, valid.tolist(), strict=True) if is_read]
+            words = caption_words(read, seed) if self.words else None
             found = judge(image[valid], text[valid], self.procedure, seed, words)
             unread = torch.full((len(valid),), torch.nan, dtype=torch.float64)
             maps = {

@@ -1,0 +1,34 @@
+"""What a run's judge is given: the pairs that could be read, their features and their words."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.judge.pairs import features
+from troth.embed import FeatureCache
+from troth.judge import Procedure, caption_words, judge
+from troth.train.judging import JudgeConfig
+
+PROCEDURE = Procedure(folds=3, rounds=2, neighbours=9, repairings=2)
+
+
+def test_unreadable_pictures_are_left_out_with_their_words(tmp_path: Path) -> None:
+    image, text, _ = features(300, 0.3)
+    image[[4, 77]] = 0
+    valid = torch.ones(300, dtype=torch.bool)
+    valid[[4, 77]] = False
+    topic = np.random.default_rng(0).integers(0, 9, 300)
+    captions = [(f"topic{number} here", f"thing{number % 4}") for number in topic]
+    found = JudgeConfig(procedure=PROCEDURE)._cached(image, text, captions, valid, 3, FeatureCache(tmp_path))
+    kept = [group for group, read in zip(captions, valid.tolist(), strict=True) if read]
+    expected = judge(image[valid], text[valid], PROCEDURE, 3, caption_words(kept, 3))
+    assert bool(found.score[~valid].isnan().all())
+    assert bool(found.p_mismatch[~valid].isnan().all())
+    torch.testing.assert_close(found.score[valid], expected.score)
+    assert found.noise_rate == expected.noise_rate
+
+    silent = JudgeConfig(procedure=PROCEDURE, words=False)
+    without = silent._cached(image, text, captions, valid, 3, FeatureCache(tmp_path))
+    torch.testing.assert_close(without.score[valid], judge(image[valid], text[valid], PROCEDURE, 3).score)
+    assert not torch.equal(without.score[valid], found.score[valid])
