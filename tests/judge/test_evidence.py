@@ -73,3 +73,7 @@ def test_words_are_unit_rows_and_none_where_pairs_share_none() -> None:
 
 def test_words_that_every_pair_has_tell_nothing() -> None:
     assert caption_words([[f"a picture of product number{i}"] for i in range(50)]) is None
+    assert caption_words([["very big"] * (1 + i % 3) for i in range(50)]) is None
+    two = caption_words([["big"], ["small"]] * 25)
+    assert two is not None
+    assert float((two[0] - two[1]).norm()) > 1

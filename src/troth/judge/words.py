@@ -48,5 +48,6 @@ def caption_words(captions: Sequence[Sequence[str]], seed: int = 0) -> Float[Ten
         raise
     if counts.shape[1] < 2 or abs(counts - counts[[0] * counts.shape[0]]).max() < _SAME:
         return None
-    reduced = TruncatedSVD(min(_DIMENSIONS, counts.shape[1] - 1), random_state=seed).fit_transform(counts)
-    return torch.from_numpy(normalize(reduced, copy=False)).float()
+    reduced = TruncatedSVD(min(_DIMENSIONS, counts.shape[1]), random_state=seed).fit_transform(counts)
+    words = torch.from_numpy(normalize(reduced, copy=False)).float()
+    return None if bool(((words - words[0]).abs() < _SAME).all()) else words
