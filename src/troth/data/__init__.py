@@ -29,6 +29,7 @@ from troth.data.vectors import (
     paired_vectors,
 )
 from troth.data.webdataset import TarSource
+from troth.data.weighted_plan import WeightedPlan
 
 __all__ = [
     "AUGMENTATIONS",
@@ -71,6 +72,7 @@ __all__ = [
     "UnpairedTexts",
     "VectorSource",
     "VectorsSource",
+    "WeightedPlan",
     "WithinBatches",
     "atomic_path",
     "cache_folder",

@@ -112,17 +112,31 @@ class Plan:
             row: row of the global batch.
             attempt: from 1 up.
         """
-        position = (step % self.steps_per_epoch) * self.batch_size + row
-        places = (self.num_samples - 1 - row) // self.batch_size + 1
-        if attempt < places:
-            position = (position // self.batch_size + attempt) % places * self.batch_size + row
-        else:
-            position = (position + attempt - places + 1) % self.num_samples
-        return int(_permutation(self.num_samples, self.seed, self.epoch(step))[position])
+        order = _permutation(self.num_samples, self.seed, self.epoch(step))
+        return stand_in(order, self.batch_size, step % self.steps_per_epoch, row, attempt)
 
     def attempts(self) -> int:
         """How many attempts reach every sample of the epoch."""
         return self.num_samples + self.num_samples // self.batch_size + 1
+
+
+def stand_in(order: np.ndarray[Any, Any], batch_size: int, batch: int, row: int, attempt: int) -> int:
+    """The sample that :meth:`Plan.replacement` describes, of an epoch in the order given.
+
+    Args:
+        order: the epoch's samples, each at most once; batches are cut from its start.
+        batch_size: rows of a batch.
+        batch: which batch of the epoch, from 0.
+        row: row of the batch.
+        attempt: from 1 up.
+    """
+    position = batch * batch_size + row
+    places = (len(order) - 1 - row) // batch_size + 1
+    if attempt < places:
+        position = (position // batch_size + attempt) % places * batch_size + row
+    else:
+        position = (position + attempt - places + 1) % len(order)
+    return int(order[position])
 
 
 @lru_cache(maxsize=4)  # an epoch's end needs two; unpaired images, captions and pairs take turns

@@ -25,6 +25,7 @@ from troth.data import (
     UnpairedPlans,
     UnpairedStream,
     UnpairedTexts,
+    WeightedPlan,
     carries_vectors,
 )
 from troth.data.noise import CaptionChoice
@@ -141,8 +142,14 @@ class Built:
     def _cache(self) -> FeatureCache:
         return FeatureCache() if self.frozen is None else self.frozen.cache
 
-    def _plan(self, num_samples: int) -> Plan | EpisodePlan:
+    def _plan(self, features: FrozenFeatures | None) -> BatchPlan:
+        """Return the order of training, of the samples whose features could be made."""
         size, seed = self.recipe.train.batch_size, self.recipe.seed
+        if self.recipe.judge is not None and self.recipe.judge.draw_wrong < 1:
+            assert self.judged is not None
+            share = self.judged.share if features is None else self.judged.share[features.valid]
+            return WeightedPlan(share.numpy(), size, seed)
+        num_samples = len(self.source) if features is None else int(features.valid.sum())
         if self.recipe.episodes is None:
             return Plan(num_samples, size, seed)
         return self.recipe.episodes.plan(num_samples, size, seed)
@@ -186,9 +193,7 @@ class Built:
 
     def _paired_stream(self, ledger: Ledger | None) -> BatchStream:
         features = self._features(self.source, self.reserve, ledger)
-        num_samples = len(self.source) if features is None else int(features.valid.sum())
-        plan = self._plan(num_samples)
-        return self._stream(self.source, plan, self.noise, self.reserve, features)
+        return self._stream(self.source, self._plan(features), self.noise, self.reserve, features)
 
     def _with_unpaired(self, pairs: BatchStream, config: UnpairedConfig, ledger: Ledger | None) -> UnpairedStream:
         """Put the second stage behind the first."""

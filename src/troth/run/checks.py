@@ -110,11 +110,19 @@ def _check_judge(recipe: Recipe) -> None:
                 remedy="add a [judge] section; it may be empty",
             )
         return
-    if not (recipe.objective.needs_judge or spectral or asks_for_weights(recipe.objective)):
+    draws = recipe.judge.draw_wrong < 1
+    if draws and recipe.episodes is not None:
+        raise UserError(
+            "episodes have an order of their own, and the judge's draw is another",
+            where="judge.draw_wrong",
+            remedy="use 1",
+        )
+    if not (recipe.objective.needs_judge or spectral or draws or asks_for_weights(recipe.objective)):
         raise UserError(
             "nothing in the recipe goes by a judge",
             where="judge",
-            remedy='weigh the pairs with objective.by.kind = "given", add a "distillation" term, or set it to "none"',
+            remedy='weigh the pairs with objective.by.kind = "given", draw them so with draw_wrong = 0, add a "distillation"'
+            ' term, or set it to "none"',
         )
     if recipe.unpaired is not None:
         raise UserError(

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -48,6 +50,9 @@ class JudgeConfig:
         text_encoder: of the captions: ``minilm-l6``, or a sentence-transformers or transformers model.
         precision: what they compute in; features are float32 either way.
         words: whether the captions' words are evidence beside their features.
+        draw_wrong: how often a pair that is surely wrong is drawn for each time that a surely right one is: with 1 all
+            pairs are drawn alike, with 0 as often as they are likely right. What a pair's weight asks for beyond that
+            is left to the loss.
         procedure: how pairs are judged.
     """
 
@@ -55,6 +60,7 @@ class JudgeConfig:
     text_encoder: str = "minilm-l6"
     precision: TowerPrecision = "float32"
     words: bool = True
+    draw_wrong: Annotated[float, Field(ge=0, le=1)] = 1.0
     procedure: Procedure = field(default_factory=Procedure)
 
     def build(self, data: TaughtData, seed: int, features: FrozenFeatures | None = None) -> JudgedPairs:
@@ -83,7 +89,8 @@ class JudgeConfig:
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
         text = mean_captions(captions, distinct, encoded)
         judgement = self._cached(image, text, captions, valid, seed, data.cache or FeatureCache())
-        return JudgedPairs(judgement, image, text, valid, f"{_PROCEDURE}; {self!r}; seed {seed}")
+        identity = f"{_PROCEDURE}; {self!r}; seed {seed}"
+        return JudgedPairs(judgement, image, text, valid, identity, self.draw_wrong)
 
     def _cached(
         self,
@@ -147,6 +154,7 @@ class JudgedPairs:
         text_features: ``(N, G)`` likewise, of the captions given.
         valid: ``(N,)`` whether the picture could be read.
         identity: who judged, and how.
+        draw_wrong: how often surely wrong pairs are drawn, beside surely right ones.
     """
 
     judgement: Judgement
@@ -154,6 +162,17 @@ class JudgedPairs:
     text_features: Float[Tensor, "N G"]
     valid: Bool[Tensor, " N"]
     identity: str
+    draw_wrong: float = 1.0
+
+    @property
+    def weight(self) -> Float[Tensor, " N"]:
+        """``(N,)`` how much pairs count: their probability of being right; 0 where the picture could not be read."""
+        return torch.nan_to_num(1 - self.judgement.p_mismatch, nan=0.0)
+
+    @property
+    def share(self) -> Float[Tensor, " N"]:
+        """``(N,)`` in [0, 1], how often pairs are drawn."""
+        return self.draw_wrong + (1 - self.draw_wrong) * self.weight
 
     def save(self, path: Path) -> None:
         """Write ``id``, ``score``, ``p_mismatch`` and ``weight`` as parquet, the noise rate in the metadata."""
@@ -174,14 +193,15 @@ class JudgedStream:
     """A stream's batches, each with what a judge thinks of its pairs.
 
     Args:
-        stream: this rank's rows of every batch.
+        stream: this rank's rows of every batch, drawn with the shares that ``pairs`` has.
         pairs: the judge's, of all samples.
     """
 
     def __init__(self, stream: BatchStream, pairs: JudgedPairs) -> None:
         self.stream = stream
         alignment = pairs.judgement.alignment
-        self._weight = torch.nan_to_num(1 - pairs.judgement.p_mismatch, nan=0.0).float()
+        share = pairs.share  # pairs that are drawn rarely count the more when they come
+        self._weight = torch.where(share > 0, pairs.weight / share.clamp_min(1e-12), 0.0).float()
         self._image = alignment.image(F.normalize(pairs.image_features, dim=-1))
         self._text = alignment.text(pairs.text_features)
         self.num_samples = stream.num_samples

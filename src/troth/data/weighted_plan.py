@@ -1,0 +1,110 @@
+"""An order of training in which some samples come more often than others."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from troth.data.draws import Int64Array, generator
+from troth.data.plan import stand_in
+from troth.errors import UserError
+
+Float64Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class WeightedPlan:
+    """The order of training when samples are drawn in proportion to shares: passes, which replace epochs.
+
+    A pass puts all samples in a new random order and takes of them, in that order, ``M`` by systematic sampling, with
+    the chances ``share_i M / sum_j share_j``, where ``M = floor(sum_j share_j)``. So no sample comes twice in a pass,
+    one of share 1 comes in every pass, but for the rounding of ``M``, and every pass is of one size. The
+    ``M % batch_size`` samples at its end sit it out.
+
+    ``steps_per_epoch`` and ``total_steps`` are those of :class:`~troth.data.plan.Plan` on as many samples: a run of so
+    many epochs makes the same steps, whatever the shares, and more passes where they are small.
+
+    Source: Madow 1949, "On the theory of systematic sampling", for the draw.
+
+    Args:
+        shares: ``(N,)`` in [0, 1].
+        batch_size: of the GLOBAL batch, over all ranks.
+        seed: the run's seed.
+
+    Attributes:
+        num_samples: how many samples there are, of share 0 too.
+        batch_size: as given.
+        seed: as given.
+        pass_size: ``M``, samples of a pass.
+
+    Raises:
+        UserError: if a pass has no whole batch.
+    """
+
+    def __init__(self, shares: Float64Array, batch_size: int, seed: int) -> None:
+        assert len(shares), "there are samples"
+        assert 0 <= shares.min() <= shares.max() <= 1, "shares are in [0, 1]"
+        self.num_samples = len(shares)
+        self.batch_size = batch_size
+        self.seed = seed
+        total = float(shares.sum())
+        self.pass_size = int(total)
+        if not 1 <= batch_size <= self.pass_size:
+            raise UserError(
+                f"a batch of {batch_size} samples from a set worth {total:.0f}",
+                where="train.batch_size",
+                remedy=f"use at most {self.pass_size}, or draw the other samples too",
+            )
+        self._chances = shares.astype(np.float64) * (self.pass_size / total)
+        self._pass = lru_cache(maxsize=2)(self._draw)  # a pass's end needs two
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the passes drawn so far: a worker draws them again."""
+        return {name: value for name, value in self.__dict__.items() if name != "_pass"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`__getstate__` gave."""
+        self.__dict__.update(state)
+        self._pass = lru_cache(maxsize=2)(self._draw)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches of all samples, however often they come."""
+        return self.num_samples // self.batch_size
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Whole global batches of a pass."""
+        return self.pass_size // self.batch_size
+
+    def total_steps(self, epochs: int) -> int:
+        """Steps of a run of that many epochs."""
+        return epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """The pass that ``step`` belongs to; both count from 0. It keys the draws of captions and augmentation."""
+        return step // self.steps_per_pass
+
+    def indices(self, step: int) -> Int64Array:
+        """``(batch_size,)`` the samples of the global batch of ``step``."""
+        start = (step % self.steps_per_pass) * self.batch_size
+        return self._pass(self.epoch(step))[start : start + self.batch_size].copy()
+
+    def replacement(self, step: int, row: int, attempt: int) -> int:
+        """The sample that stands in for row ``row`` of the batch of ``step``, as :meth:`Plan.replacement` of a pass."""
+        return stand_in(self._pass(self.epoch(step)), self.batch_size, step % self.steps_per_pass, row, attempt)
+
+    def attempts(self) -> int:
+        """How many attempts reach every sample of the pass."""
+        return self.pass_size + self.pass_size // self.batch_size + 1
+
+    def _draw(self, number: int) -> Int64Array:
+        draw = generator(self.seed, "pass", number)
+        order = draw.permutation(self.num_samples)
+        until = np.cumsum(self._chances[order])
+        until *= self.pass_size / until[-1]  # rounding must not leave the last point beyond the end
+        points = np.arange(self.pass_size) + draw.random()
+        found = order[np.searchsorted(until, points, side="right")].astype(np.int64)
+        found.setflags(write=False)
+        return found
