@@ -29,6 +29,7 @@ ON_GEOMETRIES = [
     "mmcl, hinge",
     "soft_targets",
     "self_distillation",
+    "feature_distillation",
     "global_infonce",
     "gamma_weights, literal",
     "gamma_weights, rates",

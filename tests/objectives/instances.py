@@ -17,6 +17,7 @@ from troth.objectives import (
     DeCL,
     Distillation,
     ExternalPrototypes,
+    FeatureDistillation,
     GammaWeights,
     GeneralizedCE,
     GivenWeights,
@@ -96,6 +97,7 @@ INSTANCES: dict[str, Instance] = {
     "self_distillation": _fixed(SelfDistillation()),
     "self_distillation, own": _fixed(SelfDistillation(targets="own", sharpness=2.0, schedule="constant")),
     "distillation": Instance(Distillation(sharpness=5.0), symmetric=False, prefers_right=False),
+    "feature_distillation": Instance(FeatureDistillation(), symmetric=False, prefers_right=False),
     "gamma_weights": _random(GammaWeights()),
     "gamma_weights, literal": Instance(
         GammaWeights(similarity="logits"), symmetric=False, exact_slope=False, prefers_right=False

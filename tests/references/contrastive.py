@@ -184,6 +184,19 @@ def distillation(case: Case) -> Tensor:
     return torch.stack(losses)
 
 
+def feature_distillation(case: Case) -> Tensor:
+    assert case.teacher_points is not None
+    losses = []
+    for i in range(case.size):
+        total = torch.ones((), dtype=torch.float64)
+        for embedded, points in zip((case.image, case.text), case.teacher_points, strict=True):
+            dims = min(embedded.shape[1], points.shape[1])
+            point, embedding = points[i, :dims], embedded[i]  # of unit length
+            total = total - 0.5 * sum(embedding[k] * point[k] for k in range(dims)) / point.norm()
+        losses.append(total)
+    return torch.stack(losses)
+
+
 def gamma_weights(case: Case) -> Tensor:
     """Algorithm 1 of the Gamma-weights paper, in linear space; scales must be small."""
     method, clock, size = case.objective, case.clock, case.size
@@ -238,6 +251,7 @@ CONTRASTIVE = {
         soft_targets,
         self_distillation,
         distillation,
+        feature_distillation,
         gamma_weights,
     )
 }

@@ -13,6 +13,7 @@ from troth.objectives.composition import ObjectiveConfig, Reweighted, Sum, Weigh
 from troth.objectives.cyclip import CyCLIP
 from troth.objectives.decl import DeCL
 from troth.objectives.distillation import Distillation
+from troth.objectives.feature_distillation import FeatureDistillation
 from troth.objectives.gamma_weights import GammaWeights
 from troth.objectives.generalized_ce import GeneralizedCE
 from troth.objectives.global_infonce import GlobalInfoNCE
@@ -35,6 +36,7 @@ __all__ = [
     "DeCL",
     "Distillation",
     "ExternalPrototypes",
+    "FeatureDistillation",
     "GammaWeights",
     "GeneralizedCE",
     "GivenWeights",

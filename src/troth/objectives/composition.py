@@ -21,6 +21,7 @@ from troth.objectives.clean_posterior import CleanPosterior
 from troth.objectives.cyclip import CyCLIP
 from troth.objectives.decl import DeCL
 from troth.objectives.distillation import Distillation
+from troth.objectives.feature_distillation import FeatureDistillation
 from troth.objectives.gamma_weights import GammaWeights
 from troth.objectives.generalized_ce import GeneralizedCE
 from troth.objectives.global_infonce import GlobalInfoNCE
@@ -209,6 +210,7 @@ ObjectiveConfig = Annotated[
     | GammaWeights
     | MMCL
     | Distillation
+    | FeatureDistillation
     | Affinity
     | Mimic
     | CyCLIP

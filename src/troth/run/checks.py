@@ -121,8 +121,8 @@ def _check_judge(recipe: Recipe) -> None:
         raise UserError(
             "nothing in the recipe goes by a judge",
             where="judge",
-            remedy='weigh the pairs with objective.by.kind = "given", draw them so with draw_wrong = 0, add a "distillation"'
-            ' term, or set it to "none"',
+            remedy='weigh the pairs with objective.by.kind = "given", draw them so with draw_wrong = 0, add a'
+            ' "distillation" term, or set it to "none"',
         )
     if recipe.unpaired is not None:
         raise UserError(
