@@ -168,6 +168,17 @@ def distillation(method: Any, batch: Inputs) -> Tensor:
     return 0.5 * (losses[0] + losses[1])
 
 
+def feature_distillation(method: Any, batch: Inputs) -> Tensor:
+    """Cosines with the points of a frozen teacher."""
+    assert batch.teacher_points is not None
+    width = min(batch.image.shape[1], batch.teacher_points[0].shape[1])
+    cosines = [
+        (student[:, :width] * F.normalize(points[:, :width], dim=-1)).sum(dim=-1)
+        for student, points in zip((batch.image, batch.text), batch.teacher_points, strict=True)
+    ]
+    return 1 - 0.5 * (cosines[0] + cosines[1])
+
+
 def global_infonce(method: Any, batch: Inputs) -> Tensor:
     """The mean of the negatives' ratios over a remembered average of itself; the value is the average's logarithm."""
     logits, total = batch.logits(), torch.zeros(())
@@ -323,6 +334,7 @@ DENSE: dict[str, Callable[[Any, Inputs], Tensor]] = {
     "soft_targets": soft_targets,
     "self_distillation": self_distillation,
     "distillation": distillation,
+    "feature_distillation": feature_distillation,
     "global_infonce": global_infonce,
     "decl": decl,
     "gamma_weights": gamma_weights,

@@ -94,6 +94,45 @@ def test_a_judged_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     assert load_file(last / "model.safetensors")
 
 
+def test_pairs_are_drawn_as_often_as_they_are_likely_right() -> None:
+    built = build(judged_recipe("judge.draw_wrong=0.0"))
+    assert built.judged is not None
+    weight = built.judged.weight
+    stream = built.stream()
+    assert stream.total_steps(2) == 10, "the steps do not depend on the judge"
+    drawn = list(stream.batches(0, 200))
+    counts = torch.bincount(torch.cat([loaded.batch.index for loaded in drawn]), minlength=len(weight))
+    expected = 200 * 80 * weight / weight.sum()
+    assert np.corrcoef(counts, expected)[0, 1] > 0.99
+    assert bool((counts[weight == 0] == 0).all())
+    for loaded in drawn:
+        assert loaded.judged is not None
+        torch.testing.assert_close(loaded.judged.weight, torch.ones(80))
+
+
+def test_what_the_draw_leaves_of_a_weight_is_left_to_the_loss() -> None:
+    built = build(judged_recipe("judge.draw_wrong=0.25"))
+    assert built.judged is not None
+    share = 0.25 + 0.75 * built.judged.weight
+    for loaded in built.stream().batches(0, 12):
+        assert loaded.judged is not None
+        index = loaded.batch.index
+        torch.testing.assert_close(loaded.judged.weight.double() * share[index], built.judged.weight[index])
+
+
+def test_a_run_of_drawn_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
+    settings = (
+        "judge.draw_wrong=0.1",
+        "objective.terms=[[1.0, {kind='infonce'}], [1.0, {kind='feature_distillation'}]]",
+    )
+    train(judged_recipe(*settings), tmp_path / "run", progress=False)
+    last = max((tmp_path / "run" / "checkpoints").iterdir())
+    expected = (last / "model.safetensors").read_bytes()
+    shutil.rmtree(last)
+    assert resume(tmp_path / "run", progress=False).step == 10
+    assert (last / "model.safetensors").read_bytes() == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -101,6 +140,9 @@ def test_a_judged_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
         (["judge=none", "objective={kind='distillation'}"], "judge: the objective learns from a judge's points"),
         (["judge=none", "objective={kind='infonce'}"], "judge: model.skip puts a judge's map beside the heads"),
         (["objective={kind='infonce'}", "model.skip=none"], "judge: nothing in the recipe goes by a judge"),
+        (["judge.draw_wrong=1.5"], "judge.draw_wrong: input should be less than or equal to 1"),
+        (["judge.draw_wrong=0.0", "train.batch_size=400"], "train.batch_size: a batch of 400 samples from a set worth"),
+        (["judge.draw_wrong=0.5", "episodes={size=100}"], "judge.draw_wrong: episodes have an order of their own"),
         (["data.noise.mode=batch"], "data.noise.mode: noise of every batch"),
         (["judge.folds=3"], "judge.folds: unknown key"),
         (["data.source.num_samples=150"], "judge: 150 pairs are too few to judge"),
