@@ -36,17 +36,19 @@ class Method:
 
     Attributes:
         name: of the row.
-        heads: the recipe on frozen features, by its shipped name.
-        small: that of small towers; None: the row has none.
+        heads: the recipe on frozen features, by its shipped name; None: the row has none.
+        small: that of small towers, likewise.
         settings: what is changed in either recipe.
         data: the pairs as ``given``, or only the ``right`` ones, which no method could know: an oracle.
+        noise: the only settings it is run on; empty: all.
     """
 
     name: str
-    heads: str
+    heads: str | None
     small: str | None = None
     settings: tuple[str, ...] = ()
     data: Literal["given", "right"] = "given"
+    noise: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -59,8 +61,15 @@ class Method:
         return name if name in recipes.shipped() else None
 
     def runs_on(self, setting: Setting) -> bool:
-        """Say whether the row is more than a repetition of another one: all pairs of a clean setting are right."""
-        return self.data == "given" or setting.percent > 0
+        """Say whether the row is run there, and more than a repetition: all pairs of a clean setting are right."""
+        return (self.data == "given" or setting.percent > 0) and (not self.noise or setting.name in self.noise)
+
+
+def _without(part: str, *settings: str, heads: bool = True, small: bool = True) -> Method:
+    """Return a row of the robust recipes' ablation."""
+    name = part if part == "map alone" else f"no {part}"
+    recipe_names = ("robust" if heads else None, "robust-small" if small else None)
+    return Method(f"robust, {name}", *recipe_names, settings, noise=("uniform-40",))
 
 
 METHODS = (
@@ -96,6 +105,13 @@ METHODS = (
     Method("SaCo + mimic", "heads-saco-mimic", "small-saco-mimic"),
     Method("ProtoCLIP", "heads-protoclip", "small-protoclip"),
     Method("GCE + SaCo + mimic", "heads-saco-mimic", "small-saco-mimic", ("objective.terms.0.1.kind=generalized_ce",)),
+    _without("weights", 'objective.terms.0.1={kind="infonce"}', "judge.draw_wrong=1.0"),
+    _without("drawing", "judge.draw_wrong=1.0", heads=False),
+    _without("distillation", "objective.terms.1.0=0.0"),
+    _without("feature distillation", "objective.terms.2.0=0.0", heads=False),
+    _without("words", "judge.words=false"),
+    _without("map", "model.skip=none", small=False),
+    _without("map alone", "train.optimizer.learning_rate=1e-9", small=False),
 )
 
 #: The rows of ``--quick``.
