@@ -40,4 +40,9 @@ def test_the_command_says_so(
     for again, code in ((runs(11.0), 0), (runs(19.0), 1), ([], 1)):
         write_results(again, tmp_path / "again.parquet")
         assert main(str(tmp_path / "again.parquet")) == code
-    assert "3 figures compared, 1 more than 2 standard errors apart" in capsys.readouterr().out
+    assert "3 figures compared, 3 of them of three seeds or more: 1 more than 2 standard" in capsys.readouterr().out
+    assert main(str(tmp_path / "none.parquet")) == 1
+    assert "none.parquet: not the yardstick's results" in capsys.readouterr().out
+    write_results(runs(10.0, 12.0), tmp_path / "committed.parquet")
+    write_results(runs(10.0), tmp_path / "again.parquet")
+    assert main(str(tmp_path / "again.parquet")) == 1, "nothing is known of the errors"

@@ -83,6 +83,11 @@ def test_a_run_that_diverges_ends_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert [score.method for score in read_results(tmp_path / "results.parquet")] == ["InfoNCE"]
 
 
+def test_a_row_of_one_setting_is_not_run_on_another(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--only: nothing to run.*uniform-40"):
+        run_robustness(Order(tmp_path, only=("robust, no words",), noise=("uniform-20",)))
+
+
 def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -> None:
     """Recipes are built of the settings alone: nothing is trained."""
     assert len({method.slug for method in METHODS}) == len(METHODS)
@@ -91,8 +96,13 @@ def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -
         prepare(place)
         for regime, batches in (("heads", 1024), ("small", 256)):
             rows = [method for method in METHODS if method.recipe_name(regime) is not None]
+            rows = [method for method in rows if method.runs_on(place.setting)]
             found = [run_recipe(method, regime, place) for method in rows]
             assert len(found) >= 14
+            ablation = {method.name for method in rows if method.noise}
+            assert bool(ablation) == (setting == "uniform-40")
+            assert ("robust, no map" in ablation) == (setting == "uniform-40" and regime == "heads")
+            assert ("robust, no drawing" in ablation) == (setting == "uniform-40" and regime == "small")
             assert {recipe.train.batch_size for recipe in found} == {batches}
             assert len({recipe.train.max_steps for recipe in found}) == 1
             assert {recipe.seed for recipe in found} == {3}

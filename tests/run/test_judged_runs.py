@@ -104,7 +104,8 @@ def test_pairs_are_drawn_as_often_as_they_are_likely_right() -> None:
     counts = torch.bincount(torch.cat([loaded.batch.index for loaded in drawn]), minlength=len(weight))
     expected = 200 * 80 * weight / weight.sum()
     assert np.corrcoef(counts, expected)[0, 1] > 0.99
-    assert bool((counts[weight == 0] == 0).all())
+    assert int((weight == 0).sum()) > 10
+    assert not counts[weight == 0].any()
     for loaded in drawn:
         assert loaded.judged is not None
         torch.testing.assert_close(loaded.judged.weight, torch.ones(80))
@@ -122,7 +123,7 @@ def test_what_the_draw_leaves_of_a_weight_is_left_to_the_loss() -> None:
 
 def test_a_run_of_drawn_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = (
-        "judge.draw_wrong=0.1",
+        "judge.draw_wrong=0.0",
         "objective.terms=[[1.0, {kind='infonce'}], [1.0, {kind='feature_distillation'}]]",
     )
     train(judged_recipe(*settings), tmp_path / "run", progress=False)
@@ -141,7 +142,14 @@ def test_a_run_of_drawn_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
         (["judge=none", "objective={kind='infonce'}"], "judge: model.skip puts a judge's map beside the heads"),
         (["objective={kind='infonce'}", "model.skip=none"], "judge: nothing in the recipe goes by a judge"),
         (["judge.draw_wrong=1.5"], "judge.draw_wrong: input should be less than or equal to 1"),
-        (["judge.draw_wrong=0.0", "train.batch_size=400"], "train.batch_size: a batch of 400 samples from a set worth"),
+        (
+            ["judge.draw_wrong=0.0", "train.batch_size=400"],
+            r"train.batch_size: a batch of 400 samples where \d+ of 400",
+        ),
+        (
+            ["judge.draw_wrong=0.5", "objective={kind='distillation'}"],
+            "judge.draw_wrong: a draw by 0.5 leaves a rest of",
+        ),
         (["judge.draw_wrong=0.5", "episodes={size=100}"], "judge.draw_wrong: episodes have an order of their own"),
         (["data.noise.mode=batch"], "data.noise.mode: noise of every batch"),
         (["judge.folds=3"], "judge.folds: unknown key"),

@@ -65,9 +65,8 @@ class Method:
         return (self.data == "given" or setting.percent > 0) and (not self.noise or setting.name in self.noise)
 
 
-def _without(part: str, *settings: str, heads: bool = True, small: bool = True) -> Method:
+def _ablation(name: str, *settings: str, heads: bool = True, small: bool = True) -> Method:
     """Return a row of the robust recipes' ablation."""
-    name = part if part == "map alone" else f"no {part}"
     recipe_names = ("robust" if heads else None, "robust-small" if small else None)
     return Method(f"robust, {name}", *recipe_names, settings, noise=("uniform-40",))
 
@@ -105,13 +104,13 @@ METHODS = (
     Method("SaCo + mimic", "heads-saco-mimic", "small-saco-mimic"),
     Method("ProtoCLIP", "heads-protoclip", "small-protoclip"),
     Method("GCE + SaCo + mimic", "heads-saco-mimic", "small-saco-mimic", ("objective.terms.0.1.kind=generalized_ce",)),
-    _without("weights", 'objective.terms.0.1={kind="infonce"}', "judge.draw_wrong=1.0"),
-    _without("drawing", "judge.draw_wrong=1.0", heads=False),
-    _without("distillation", "objective.terms.1.0=0.0"),
-    _without("feature distillation", "objective.terms.2.0=0.0", heads=False),
-    _without("words", "judge.words=false"),
-    _without("map", "model.skip=none", small=False),
-    _without("map alone", "train.optimizer.learning_rate=1e-9", small=False),
+    _ablation("no weights", 'objective.terms.0.1={kind="infonce"}', "judge.draw_wrong=1.0"),
+    _ablation("no drawing", "judge.draw_wrong=1.0", heads=False),
+    _ablation("no distillation", "objective.terms.1.0=0.0"),
+    _ablation("no feature distillation", "objective.terms.2.0=0.0", heads=False),
+    _ablation("no words", "judge.words=false"),
+    _ablation("no map", "model.skip=none", small=False),
+    _ablation("map alone", "train.optimizer.learning_rate=1e-9", small=False),
 )
 
 #: The rows of ``--quick``.

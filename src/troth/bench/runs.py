@@ -221,7 +221,11 @@ def _check(order: Order) -> None:
             raise UserError(f"must be at least 1, not {value}", where=name)
     found = [job for jobs in order.jobs_in_order() for job in jobs]
     if not found:
-        raise UserError("nothing to run: no such method has a recipe in this regime", where="--only")
+        raise UserError(
+            "nothing to run: none of these rows has a recipe in this regime and runs under this noise",
+            where="--only",
+            remedy="leave out --regime or --noise; rows of the ablation run on uniform-40",
+        )
     for job in found:
         check_recipe(job)
 

@@ -60,7 +60,7 @@ class JudgedRows:
     """What a judge thinks of the pairs of a batch.
 
     Attributes:
-        weight: ``(B,)`` the probability that each is right.
+        weight: ``(B,)`` how much each counts: the probability that it is right, less what the draw did of it.
         image: ``(B, r)`` unit points of the images in the judge's space.
         text: ``(B, r)`` unit points of the captions that the pairs have.
     """

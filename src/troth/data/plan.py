@@ -19,7 +19,7 @@ class BatchPlan(Protocol):
         num_samples: how many samples take part.
         batch_size: of the GLOBAL batch, over all ranks.
         seed: the run's seed.
-        steps_per_epoch: whole global batches in a pass over the data.
+        steps_per_epoch: the run's unit of length: whole global batches in as many samples as there are.
     """
 
     @property

@@ -19,8 +19,8 @@ class WeightedPlan:
 
     A pass puts all samples in a new random order and takes of them, in that order, ``M`` by systematic sampling, with
     the chances ``share_i M / sum_j share_j``, where ``M = floor(sum_j share_j)``. So no sample comes twice in a pass,
-    one of share 1 comes in every pass, but for the rounding of ``M``, and every pass is of one size. The
-    ``M % batch_size`` samples at its end sit it out.
+    one of share 1 comes in every pass, but for the rounding of ``M``, and every pass is of one size: the chances are
+    inclusion probabilities. The ``M % batch_size`` samples at its end sit it out.
 
     ``steps_per_epoch`` and ``total_steps`` are those of :class:`~troth.data.plan.Plan` on as many samples: a run of so
     many epochs makes the same steps, whatever the shares, and more passes where they are small.
@@ -51,10 +51,11 @@ class WeightedPlan:
         total = float(shares.sum())
         self.pass_size = int(total)
         if not 1 <= batch_size <= self.pass_size:
+            smaller = f"use 1 to {self.pass_size}, or " if self.pass_size else ""
             raise UserError(
-                f"a batch of {batch_size} samples from a set worth {total:.0f}",
+                f"a batch of {batch_size} samples where {self.pass_size} of {self.num_samples} are drawn in a pass",
                 where="train.batch_size",
-                remedy=f"use at most {self.pass_size}, or draw the other samples too",
+                remedy=f"{smaller}raise judge.draw_wrong, which draws the others more often",
             )
         self._chances = shares.astype(np.float64) * (self.pass_size / total)
         self._pass = lru_cache(maxsize=2)(self._draw)  # a pass's end needs two
@@ -89,7 +90,7 @@ class WeightedPlan:
     def indices(self, step: int) -> Int64Array:
         """``(batch_size,)`` the samples of the global batch of ``step``."""
         start = (step % self.steps_per_pass) * self.batch_size
-        return self._pass(self.epoch(step))[start : start + self.batch_size].copy()
+        return self._pass(self.epoch(step))[start : start + self.batch_size].astype(np.int64)
 
     def replacement(self, step: int, row: int, attempt: int) -> int:
         """The sample that stands in for row ``row`` of the batch of ``step``, as :meth:`Plan.replacement` of a pass."""
@@ -99,12 +100,15 @@ class WeightedPlan:
         """How many attempts reach every sample of the pass."""
         return self.pass_size + self.pass_size // self.batch_size + 1
 
-    def _draw(self, number: int) -> Int64Array:
+    def _draw(self, number: int) -> np.ndarray[Any, Any]:
         draw = generator(self.seed, "pass", number)
         order = draw.permutation(self.num_samples)
         until = np.cumsum(self._chances[order])
-        until *= self.pass_size / until[-1]  # rounding must not leave the last point beyond the end
-        points = np.arange(self.pass_size) + draw.random()
-        found = order[np.searchsorted(until, points, side="right")].astype(np.int64)
+        until *= self.pass_size / until[-1]
+        # Rounding may still leave the last point at the end, behind which nobody is.
+        points = np.minimum(np.arange(self.pass_size) + draw.random(), np.nextafter(until[-1], 0))
+        # 32 bits where they suffice: each worker holds two passes.
+        kind = np.int32 if self.num_samples < 2**31 else np.int64
+        found: np.ndarray[Any, Any] = order[np.searchsorted(until, points, side="right")].astype(kind)
         found.setflags(write=False)
         return found

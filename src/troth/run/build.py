@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -64,6 +65,7 @@ class Built:
         model: towers, geometry and scale, freshly initialised.
         frozen: the frozen encoders under heads; None for towers.
         on_progress: called with (done, in all) while a teacher encodes the training pictures.
+        judgement: of a run that is resumed: what its judge said of the pairs.
     """
 
     recipe: Recipe
@@ -73,6 +75,7 @@ class Built:
     model: ContrastiveModel
     frozen: FrozenEncoders | None
     on_progress: Progress | None = None
+    judgement: Path | None = None
 
     def episodes(self, stream: BatchStream, ledger: Ledger | None = None) -> Episodes | None:
         """Return what makes the prototypes of each episode of ``stream``; None if the recipe has no episodes.
@@ -124,7 +127,8 @@ class Built:
             return None
         features = self._features(self.source, self.reserve, None)
         with _main_rank_first(), at("judge"):
-            return self.recipe.judge.build(self._taught_data(), self.recipe.seed, features)
+            judged = self.recipe.judge.build(self._taught_data(), self.recipe.seed, features)
+            return judged if self.judgement is None else judged.remembered(self.judgement)
 
     def begin(self) -> None:
         """Put the judge's maps beside heads that are to have them. The weights of a checkpoint bring their own."""
@@ -148,7 +152,8 @@ class Built:
         if self.recipe.judge is not None and self.recipe.judge.draw_wrong < 1:
             assert self.judged is not None
             share = self.judged.share if features is None else self.judged.share[features.valid]
-            return WeightedPlan(share.numpy(), size, seed)
+            # Of rank 0: where each node judges for itself, last bits may differ, and with them the draws.
+            return WeightedPlan(distributed.broadcast_object(share.numpy()), size, seed)
         num_samples = len(self.source) if features is None else int(features.valid.sum())
         if self.recipe.episodes is None:
             return Plan(num_samples, size, seed)
@@ -174,6 +179,8 @@ class Built:
         if teacher is not None:
             stream = TaughtStream(stream, teacher)
         if self.judged is not None:
+            if ledger is not None:
+                ledger.extend(self.judged.ledger)
             stream = JudgedStream(stream, self.judged)
         return stream if self.recipe.unpaired is None else self._with_unpaired(stream, self.recipe.unpaired, ledger)
 

@@ -115,7 +115,13 @@ def _check_judge(recipe: Recipe) -> None:
         raise UserError(
             "episodes have an order of their own, and the judge's draw is another",
             where="judge.draw_wrong",
-            remedy="use 1",
+            remedy='use 1, or set episodes to "none"',
+        )
+    if 0 < recipe.judge.draw_wrong < 1 and not asks_for_weights(recipe.objective):
+        raise UserError(
+            f"a draw by {recipe.judge.draw_wrong:g} leaves a rest of the judge's weights, and no objective takes it",
+            where="judge.draw_wrong",
+            remedy='use 0 or 1, or weigh the pairs with objective.by.kind = "given"',
         )
     if not (recipe.objective.needs_judge or spectral or draws or asks_for_weights(recipe.objective)):
         raise UserError(

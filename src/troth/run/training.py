@@ -79,7 +79,9 @@ def resume(folder: Path, *, progress: bool = True) -> TrainResult:
     with _process_group(recipe):
         with feature_progress(progress) as on_progress:
             built = build(recipe, on_progress=on_progress)
-            if built.judged is not None and distributed.is_main() and not (folder / JUDGEMENT_NAME).exists():
+            if (folder / JUDGEMENT_NAME).exists():
+                built = replace(built, judgement=folder / JUDGEMENT_NAME)
+            elif built.judged is not None and distributed.is_main():
                 built.judged.save(folder / JUDGEMENT_NAME)
             if Checkpoints(folder / "checkpoints").latest() is None:  # the run ended before it had weights of its own
                 start(recipe, built.model)

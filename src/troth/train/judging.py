@@ -10,6 +10,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import torch
@@ -19,10 +20,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from troth.data import BatchStream, LoadedBatch, atomic_path
+from troth.data import BatchStream, LedgerEntry, LoadedBatch, WeightedPlan, atomic_path
 from troth.data.loader import JudgedRows
 from troth.embed import CacheEntry, CacheKey, FeatureCache, frozen_texts
-from troth.embed.features import CaptionTable, FrozenFeatures, hash_texts
+from troth.embed.features import CaptionTable, FrozenFeatures, hash_texts, ledger_of
 from troth.encoders import FrozenTextEncoder
 from troth.encoders.hashing import hash_tensors
 from troth.errors import UserError
@@ -52,7 +53,8 @@ class JudgeConfig:
         words: whether the captions' words are evidence beside their features.
         draw_wrong: how often a pair that is surely wrong is drawn for each time that a surely right one is: with 1 all
             pairs are drawn alike, with 0 as often as they are likely right. What a pair's weight asks for beyond that
-            is left to the loss.
+            is left to the loss. What is fitted to the losses of an epoch (``clean_posterior``, a learnt
+            ``noise_mixture``) then sees the pairs drawn, and is meant for ``1``.
         procedure: how pairs are judged.
     """
 
@@ -77,20 +79,20 @@ class JudgeConfig:
         captions = given_captions(data.source, data.noise, data.reserve)
         distinct = CaptionTable(tuple(dict.fromkeys(caption for group in captions for caption in group)))
         if features is not None:
-            image, valid = features.image_features, features.valid
+            image, valid, ledger = features.image_features, features.valid, features.ledger
             encoded = features.text_features[features.rows(distinct.captions)]
         else:
             with named_as_encoder():
                 tower = load_tower(self.encoder, self.precision, data.device)
             entry = encode_pictures(tower, data.source, data.cache, data.num_workers, data.on_progress)
-            image, valid = entry.tensors["features"], entry.tensors["valid"]
+            image, valid, ledger = entry.tensors["features"], entry.tensors["valid"], ledger_of(entry)
             with _named_as_text_encoder():
                 encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
         text = mean_captions(captions, distinct, encoded)
         judgement = self._cached(image, text, captions, valid, seed, data.cache or FeatureCache())
         identity = f"{_PROCEDURE}; {self!r}; seed {seed}"
-        return JudgedPairs(judgement, image, text, valid, identity, self.draw_wrong)
+        return JudgedPairs(judgement, image, text, valid, identity, self.draw_wrong, tuple(ledger))
 
     def _cached(
         self,
@@ -155,6 +157,7 @@ class JudgedPairs:
         valid: ``(N,)`` whether the picture could be read.
         identity: who judged, and how.
         draw_wrong: how often surely wrong pairs are drawn, beside surely right ones.
+        ledger: the pictures that could not be read.
     """
 
     judgement: Judgement
@@ -163,6 +166,7 @@ class JudgedPairs:
     valid: Bool[Tensor, " N"]
     identity: str
     draw_wrong: float = 1.0
+    ledger: tuple[LedgerEntry, ...] = ()
 
     @property
     def weight(self) -> Float[Tensor, " N"]:
@@ -171,8 +175,25 @@ class JudgedPairs:
 
     @property
     def share(self) -> Float[Tensor, " N"]:
-        """``(N,)`` in [0, 1], how often pairs are drawn."""
-        return self.draw_wrong + (1 - self.draw_wrong) * self.weight
+        """``(N,)`` in [0, 1], how often pairs are drawn; 0 where the picture could not be read."""
+        return torch.where(self.valid, self.draw_wrong + (1 - self.draw_wrong) * self.weight, 0.0)
+
+    def remembered(self, path: Path) -> JudgedPairs:
+        """Return the pairs with the probabilities that a run kept in ``path``, which say what it draws.
+
+        Judged again on another machine, or another number of threads, they would differ in the last bits, and the
+        draws with them.
+
+        Raises:
+            UserError: if the file is of other pairs.
+        """
+        table = parquet.read_table(path, columns=["id", "p_mismatch"])
+        rows = self.valid.nonzero()[:, 0]
+        if not np.array_equal(table["id"].to_numpy(), rows.numpy()):
+            raise UserError("this judgement is of other pairs", where=str(path), remedy="start a new run")
+        probability = self.judgement.p_mismatch.clone()
+        probability[rows] = torch.from_numpy(table["p_mismatch"].to_numpy().copy())
+        return replace(self, judgement=replace(self.judgement, p_mismatch=probability))
 
     def save(self, path: Path) -> None:
         """Write ``id``, ``score``, ``p_mismatch`` and ``weight`` as parquet, the noise rate in the metadata."""
@@ -182,7 +203,7 @@ class JudgedPairs:
             "id": rows.numpy(),
             "score": self.judgement.score[rows].numpy(),
             "p_mismatch": probability,
-            "weight": 1 - probability,
+            "weight": self.weight[rows].numpy(),
         }
         table = pa.table(columns).replace_schema_metadata({"noise_rate": str(self.judgement.noise_rate)})
         with atomic_path(path) as temporary:
@@ -200,6 +221,7 @@ class JudgedStream:
     def __init__(self, stream: BatchStream, pairs: JudgedPairs) -> None:
         self.stream = stream
         alignment = pairs.judgement.alignment
+        assert isinstance(stream.plan, WeightedPlan) == (pairs.draw_wrong < 1), "the draw and the weights go together"
         share = pairs.share  # pairs that are drawn rarely count the more when they come
         self._weight = torch.where(share > 0, pairs.weight / share.clamp_min(1e-12), 0.0).float()
         self._image = alignment.image(F.normalize(pairs.image_features, dim=-1))

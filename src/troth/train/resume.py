@@ -13,7 +13,7 @@ logger = logging.getLogger("troth")
 
 #: What a resumed run must have in common with its checkpoint, with the place where the user sets it.
 _SAME = {
-    "fingerprint": ("data", "the content of the data (or its teacher)"),
+    "fingerprint": ("data", "the content of the data (or its teacher or judge)"),
     "batch_size": ("train.batch_size", "the batch size"),
     "total_steps": ("train.epochs or train.max_steps", "the number of steps"),
     "seed": ("seed", "the seed"),

@@ -1,0 +1,76 @@
+"""Towers whose pairs a judge draws, from pictures of which one cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from troth import recipe as recipes
+from troth.data import EmbeddedSource, Ledger
+from troth.recipe import Recipe
+from troth.run import build, train
+from troth.train import JUDGEMENT_NAME
+
+PAIRS = 240
+BROKEN = 7
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, source = tmp_path_factory.mktemp("pictures"), EmbeddedSource().open()
+    for number in range(PAIRS):
+        data = source.read_image(number)
+        (folder / f"{number:03d}.webp").write_bytes(data[:40] if number == BROKEN else data)
+        (folder / f"{number:03d}.txt").write_text(source.captions(number)[0] + "\n", encoding="utf-8")
+    return folder
+
+
+def recipe_of(pictures: Path, *more: str) -> Recipe:
+    settings = (
+        f"data={{source={{kind='folder', path='{pictures}'}}, noise={{fraction=0.3}}}}",
+        "judge.procedure={folds=3, neighbours=9, repairings=2, rounds=2}",
+        "model={kind='small', embed_dim=32, vision_width=64, vision_layers=1, text_width=64, text_layers=1}",
+        "train={epochs=2, batch_size=32, num_workers=0, precision='float32', device='cpu', tensorboard=false}",
+        "evaluation.tasks=[]",
+    )
+    return recipes.load("robust-small", [*settings, *more])
+
+
+@pytest.mark.parametrize("draw_wrong", [0.0, 0.3])
+def test_what_cannot_be_read_is_not_drawn_and_told(pictures: Path, draw_wrong: float) -> None:
+    ledger, drawn = Ledger(), []
+    for workers in (0, 2):
+        built = build(recipe_of(pictures, f"judge.draw_wrong={draw_wrong}", f"train.num_workers={workers}"))
+        assert built.judged is not None
+        assert float(built.judged.share[BROKEN]) == 0
+        batches = list(built.stream(ledger).batches(0, 25))
+        assert all(not loaded.skipped for loaded in batches), "nobody has to stand in for it"
+        drawn.append(torch.stack([loaded.batch.index for loaded in batches]))
+    assert torch.equal(*drawn), "worker processes draw what this one draws"
+    assert BROKEN not in drawn[0]
+    assert {entry.key for entry in ledger} == {f"{BROKEN:03d}.webp"}
+
+
+def test_a_run_tells_of_it_and_draws_what_its_judge_kept(pictures: Path, tmp_path: Path) -> None:
+    train(recipe_of(pictures), tmp_path / "run", progress=False)
+    told = [json.loads(line)["key"] for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
+    assert told == [f"{BROKEN:03d}.webp"]
+
+    judged = build(recipe_of(pictures)).judged
+    assert judged is not None
+    path = tmp_path / "other.parquet"
+    table = parquet.read_table(tmp_path / "run" / JUDGEMENT_NAME)
+    kept = np.linspace(0, 1, len(table))
+    parquet.write_table(table.set_column(2, "p_mismatch", [kept]), path)
+    remembered = judged.remembered(path)
+    np.testing.assert_array_equal(remembered.weight[torch.from_numpy(table["id"].to_numpy().copy())], 1 - kept)
+    assert float(remembered.weight[BROKEN]) == 0
+    assert torch.equal(remembered.judgement.score.nan_to_num(), judged.judgement.score.nan_to_num())
+    parquet.write_table(table.slice(1), path)
+    with pytest.raises(Exception, match=r"other.parquet: this judgement is of other pairs"):
+        judged.remembered(path)
