@@ -22,6 +22,7 @@ _ATTEMPTS = 3
 def two_ranks(module: str, folder: Path) -> None:
     """Run ``python -m module folder`` on two ranks, and fail with what it said if it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    before = set(folder.glob("*"))
     for _ in range(_ATTEMPTS):
         finished = subprocess.run(
             [*command, "-m", module, str(folder)],
@@ -34,7 +35,7 @@ def two_ranks(module: str, folder: Path) -> None:
         )
         if _ABORT not in finished.stderr:
             break
-        for path in folder.iterdir():  # the next attempt begins afresh
+        for path in set(folder.glob("*")) - before:  # the next attempt begins afresh
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert finished.returncode == 0, finished.stderr[-3000:]
 
