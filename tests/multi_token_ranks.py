@@ -14,4 +14,4 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     train(root / "run", *(root / "settings").read_text().splitlines())
     distributed.barrier()
-    distributed.shutdown()
+    distributed.leave()

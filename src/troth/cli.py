@@ -304,6 +304,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = int(getattr(error, "exit_code", 2))
     if code == 130:
         _say("interrupted; a run that has checkpoints continues with `troth train --resume RUN`", 130)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from troth import distributed
+
+        distributed.leave(code or 0)
     raise SystemExit(code or 0)
 
 

@@ -11,8 +11,9 @@ gradients over ranks, as DistributedDataParallel does, then yields exactly the g
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,18 @@ def shutdown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End this process, one of several under ``torchrun``, with an exit code.
+
+    Python is not torn down: torch keeps the threads of a group that DistributedDataParallel has used, and one that is
+    not idle by then ends in ``std::terminate``, an abort after all the work is done and written.
+    """
+    shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _active() -> bool:

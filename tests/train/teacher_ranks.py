@@ -38,4 +38,4 @@ if __name__ == "__main__":
     distributed.initialise()
     main(Path(sys.argv[1]))
     distributed.barrier()
-    distributed.shutdown()
+    distributed.leave()
