@@ -18,11 +18,10 @@ alignment after. ``--quick``: 40% of a fifth of the pairs, two rounds.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
@@ -33,8 +32,8 @@ from troth.data import EmbeddedSource, Noise, PartSource
 from troth.embed import FrozenEncoders
 from troth.embed.features import CaptionTable
 from troth.encoders import Heads
-from troth.judge import Evidence, Procedure, caption_words, mismatch
-from troth.judge.judgement import blocks, discriminate, folds, pairings
+from troth.judge import Evidence, Procedure, caption_words
+from troth.judge.judgement import rounds
 from troth.train.external_teacher import given_captions, mean_captions
 
 SEED = 100
@@ -71,51 +70,49 @@ def pairs(rate: float, part: float) -> Judged:
     return Judged(image, text, caption_words(captions, SEED), noise.mismatched)
 
 
-def areas(data: Judged, kind: str, rounds: int, report_after: Sequence[int]) -> dict[int, tuple[float, float]]:
-    """Return the two areas after some of the rounds: the procedure of :func:`troth.judge.judge`, step by step."""
-    procedure = Procedure()
+class OnlyFit(Evidence):
+    """Evidence without what others reach."""
+
+    def gather(self, *arguments: Any) -> list[np.ndarray]:
+        """Return of the three numbers of each view the first."""
+        return [each[:, ::3] for each in super().gather(*arguments)]
+
+
+def areas(data: Judged, kind: str, count: int) -> dict[int, tuple[float, float]]:
+    """Return the two areas after the second round and the last."""
+    procedure = Procedure(rounds=count)
     words = data.words if "words" in kind else None
-    evidence = Evidence.of(data.image, data.text, words, procedure.neighbours)
-    rng = np.random.default_rng([SEED, 20_000])
-    parts = blocks(len(data.image), procedure.repairings + 1, rng)
-    owners = pairings(parts, procedure.repairings)
-    weights, kept, found = torch.ones(len(data.image)), [], {}
-    for number in range(1, rounds + 1):
-        fold = folds(parts, procedure.folds, rng)
-        gathered = evidence.gather(weights, fold, owners)
-        if kind == "fit":
-            gathered = [each[:, ::3] for each in gathered]  # three numbers a view, the fit first
-        kept.append(discriminate(gathered, fold, int(rng.integers(2**31))))
-        given, repaired = (np.mean(scores, axis=0) for scores in zip(*(kept[1:] or kept), strict=True))
-        weights = torch.from_numpy(1 - mismatch(given, repaired).p_mismatch).float().clamp(min=1e-6)
-        if number in report_after:
-            labels = np.repeat([1, 0], [len(given), len(repaired)])
-            of_given = roc_auc_score(labels, np.concatenate([given, repaired]))
-            found[number] = (float(of_given), float(roc_auc_score(data.wrong, -given)))
+    evidence = (OnlyFit if kind == "fit" else Evidence).of(data.image, data.text, words, procedure.neighbours)
+    found = {}
+    for number, each in enumerate(rounds(evidence, procedure, SEED), start=1):
+        if number in (2, count):
+            labels = np.repeat([1, 0], [len(each.given), len(each.repaired)])
+            of_given = roc_auc_score(labels, np.concatenate([each.given, each.repaired]))
+            found[number] = (float(of_given), float(roc_auc_score(data.wrong, -each.given)))
     return found
 
 
-def measure(rate: float, part: float, rounds: int) -> list[Record]:
+def measure(rate: float, part: float, count: int) -> list[Record]:
     """Judge the pairs by each kind of evidence."""
     data, records = pairs(rate, part), []
     for kind in KINDS:
         began = time.perf_counter()
-        found = areas(data, kind, rounds, sorted({2, rounds}))
+        found = areas(data, kind, count)
         seconds = time.perf_counter() - began
         case = f"{rate:.0%} of {len(data.image):,} wrong: {kind}"
         for number, (of_given, of_wrong) in found.items():
             records.append(Record(case, f"given, {number} rounds", of_given))
             records.append(Record(case, f"wrong, {number} rounds", of_wrong))
         if kind == KINDS[-1]:
-            records.append(Record(case, f"seconds, {rounds} rounds", seconds))
+            records.append(Record(case, f"seconds, {count} rounds", seconds))
     return records
 
 
 def main() -> None:
     """Print and perhaps keep what was measured."""
     chosen = arguments(__doc__ or "").parse_args()
-    rates, part, rounds = ((0.4,), 0.2, 2) if chosen.quick else ((0.4, 0.6), 1.0, Procedure().rounds)
-    records = [record for rate in rates for record in measure(rate, part, rounds)]
+    rates, part, count = ((0.4,), 0.2, 2) if chosen.quick else ((0.4, 0.6), 1.0, Procedure().rounds)
+    records = [record for rate in rates for record in measure(rate, part, count)]
     report("The judge's evidence: areas under curves, and its cost", records)
     if chosen.save:
         save("judge", "python -m benchmarks.judge", chosen.save, records)

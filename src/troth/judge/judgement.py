@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as config_dataclass
 from torch import Tensor
 
 from troth.errors import UserError
-from troth.judge.density import Float64, mismatch
+from troth.judge.density import Float64, Mismatch, mismatch
 from troth.judge.evidence import Evidence
 from troth.judge.spectral import SpectralAlignment
 from troth.types import STRICT
@@ -106,30 +106,61 @@ def judge(
     image, text = F.normalize(image_features.float(), dim=-1), text_features.float()
     _check(image, text, words)
     evidence = Evidence.of(image, text, words, chosen.neighbours)
+    *_, last = rounds(evidence, chosen, seed)
+    return Judgement(
+        score=torch.from_numpy(last.given),
+        p_mismatch=torch.from_numpy(last.found.p_mismatch),
+        noise_rate=last.found.noise_rate,
+        alignment=evidence.whitened.align(last.weights, chosen.dim, chosen.shrinkage),
+    )
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is known after a round.
+
+    Attributes:
+        given: ``(N,)`` scores of the given pairs, means over the rounds that count.
+        repaired: ``(repairings N,)`` likewise, of the re-paired ones.
+        found: what they say.
+    """
+
+    given: Float64
+    repaired: Float64
+    found: Mismatch
+
+    @property
+    def weights(self) -> Float[Tensor, " N"]:
+        """``(N,)`` how much the pairs count in the next round, and in the final alignment; positive."""
+        return torch.from_numpy(1 - self.found.p_mismatch).float().clamp(min=1e-6)
+
+
+def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Round]:
+    """Yield what is known after each round of :func:`judge`.
+
+    Raises:
+        UserError: for more folds and re-pairings than there are pairs for.
+    """
+    num_pairs = len(evidence.whitened.image_features)
     rng = np.random.default_rng([seed, 20_000])
-    parts = blocks(len(image), chosen.repairings + 1, rng)
-    if len(parts) < chosen.folds or len(image) < _SMALLEST_FOLD * chosen.folds:
-        blocked = f"{_SMALLEST_FOLD} in blocks of {chosen.repairings + 1}"
+    parts = blocks(num_pairs, procedure.repairings + 1, rng)
+    if len(parts) < procedure.folds or num_pairs < _SMALLEST_FOLD * procedure.folds:
+        blocked = f"{_SMALLEST_FOLD} in blocks of {procedure.repairings + 1}"
         raise UserError(
-            f"{len(image)} pairs do not make {chosen.folds} folds of {blocked}",
+            f"{num_pairs} pairs do not make {procedure.folds} folds of {blocked}",
             where="procedure",
             remedy="fewer folds or repairings",
         )
-    owners = pairings(parts, chosen.repairings)
-    weights = torch.ones(len(image))
-    rounds: list[tuple[Float64, Float64]] = []
-    for _ in range(chosen.rounds):
-        fold = folds(parts, chosen.folds, rng)
-        rounds.append(discriminate(evidence.gather(weights, fold, owners), fold, int(rng.integers(2**31))))
-        given, wrong = (np.mean(scores, axis=0) for scores in zip(*(rounds[1:] or rounds), strict=True))
-        found = mismatch(given, wrong)
-        weights = torch.from_numpy(1 - found.p_mismatch).float().clamp(min=1e-6)
-    return Judgement(
-        score=torch.from_numpy(given),
-        p_mismatch=torch.from_numpy(found.p_mismatch),
-        noise_rate=found.noise_rate,
-        alignment=evidence.whitened.align(weights, chosen.dim, chosen.shrinkage),
-    )
+    owners = pairings(parts, procedure.repairings)
+    weights = torch.ones(num_pairs)
+    kept: list[tuple[Float64, Float64]] = []
+    for _ in range(procedure.rounds):
+        fold = folds(parts, procedure.folds, rng)
+        kept.append(discriminate(evidence.gather(weights, fold, owners), fold, int(rng.integers(2**31))))
+        given, repaired = (np.mean(scores, axis=0) for scores in zip(*(kept[1:] or kept), strict=True))
+        last = Round(given, repaired, mismatch(given, repaired))
+        weights = last.weights
+        yield last
 
 
 def _check(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], words: Float[Tensor, "N W"] | None) -> None:
