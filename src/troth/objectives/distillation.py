@@ -12,7 +12,7 @@ from torch import Tensor
 
 from troth.errors import UserError
 from troth.objectives.base import About, Objective
-from troth.similarity import Pairs
+from troth.similarity import Pairs, TwoWay
 from troth.state import State
 from troth.types import STRICT
 
@@ -64,11 +64,17 @@ class Distillation(Objective):
         Raises:
             UserError: if the pairs come without a teacher's points.
         """
-        if pairs.teacher_points is None:
-            raise UserError(
-                "distillation learns from a teacher of images and captions, and there is none",
-                where="objective",
-                remedy="add a [judge] section to the recipe, or leave distillation out",
-            )
+        points_of_teacher(pairs, self.kind)
         surprise = pairs.soft_cross_entropy(pairs.teacher_cosines(self.sharpness), 1.0)
         return 0.5 * (surprise.image + surprise.text)
+
+
+def points_of_teacher(pairs: Pairs, kind: str) -> TwoWay:
+    """Return ``(B, r)`` unit points of images and captions; a UserError that names ``kind`` if there are none."""
+    if pairs.teacher_points is None:
+        raise UserError(
+            f"{kind} learns from a teacher of images and captions, and there is none",
+            where="objective",
+            remedy=f"add a [judge] section to the recipe, or leave {kind} out",
+        )
+    return pairs.teacher_points

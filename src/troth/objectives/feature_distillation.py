@@ -10,8 +10,8 @@ from jaxtyping import Float
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from troth.errors import UserError
 from troth.objectives.base import About, Objective
+from troth.objectives.distillation import points_of_teacher
 from troth.similarity import Pairs
 from troth.state import State
 from troth.types import STRICT
@@ -60,14 +60,8 @@ class FeatureDistillation(Objective):
         Raises:
             UserError: if the pairs come without a teacher's points.
         """
-        if pairs.teacher_points is None:
-            raise UserError(
-                "feature_distillation learns from a teacher of images and captions, and there is none",
-                where="objective",
-                remedy="add a [judge] section to the recipe, or leave feature_distillation out",
-            )
         similarities = []
-        for student, teacher in zip(pairs.unit_rows(), pairs.teacher_points, strict=True):
+        for student, teacher in zip(pairs.unit_rows(), points_of_teacher(pairs, self.kind), strict=True):
             dims = min(student.shape[1], teacher.shape[1])
             target = F.normalize(teacher[:, :dims].detach().to(student), dim=-1)
             similarities.append((student[:, :dims] * target).sum(-1))
