@@ -37,6 +37,7 @@ class WeightedPlan:
         batch_size: as given.
         seed: as given.
         pass_size: ``M``, samples of a pass.
+        chances: ``(N,)`` of coming in a pass.
 
     Raises:
         UserError: if a pass has no whole batch.
@@ -57,17 +58,7 @@ class WeightedPlan:
                 where="train.batch_size",
                 remedy=f"{smaller}raise judge.draw_wrong, which draws the others more often",
             )
-        self._chances = shares.astype(np.float64) * (self.pass_size / total)
-        self._pass = lru_cache(maxsize=2)(self._draw)  # a pass's end needs two
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the passes drawn so far: a worker draws them again."""
-        return {name: value for name, value in self.__dict__.items() if name != "_pass"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`__getstate__` gave."""
-        self.__dict__.update(state)
-        self._pass = lru_cache(maxsize=2)(self._draw)
+        self.chances = shares.astype(np.float64) * (self.pass_size / total)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,25 +81,27 @@ class WeightedPlan:
     def indices(self, step: int) -> Int64Array:
         """``(batch_size,)`` the samples of the global batch of ``step``."""
         start = (step % self.steps_per_pass) * self.batch_size
-        return self._pass(self.epoch(step))[start : start + self.batch_size].astype(np.int64)
+        return _pass(self, self.epoch(step))[start : start + self.batch_size].astype(np.int64)
 
     def replacement(self, step: int, row: int, attempt: int) -> int:
         """The sample that stands in for row ``row`` of the batch of ``step``, as :meth:`Plan.replacement` of a pass."""
-        return stand_in(self._pass(self.epoch(step)), self.batch_size, step % self.steps_per_pass, row, attempt)
+        return stand_in(_pass(self, self.epoch(step)), self.batch_size, step % self.steps_per_pass, row, attempt)
 
     def attempts(self) -> int:
         """How many attempts reach every sample of the pass."""
         return self.pass_size + self.pass_size // self.batch_size + 1
 
-    def _draw(self, number: int) -> np.ndarray[Any, Any]:
-        draw = generator(self.seed, "pass", number)
-        order = draw.permutation(self.num_samples)
-        until = np.cumsum(self._chances[order])
-        until *= self.pass_size / until[-1]
-        # Rounding may still leave the last point at the end, behind which nobody is.
-        points = np.minimum(np.arange(self.pass_size) + draw.random(), np.nextafter(until[-1], 0))
-        # 32 bits where they suffice: each worker holds two passes.
-        kind = np.int32 if self.num_samples < 2**31 else np.int64
-        found: np.ndarray[Any, Any] = order[np.searchsorted(until, points, side="right")].astype(kind)
-        found.setflags(write=False)
-        return found
+
+@lru_cache(maxsize=2)  # a pass's end needs two
+def _pass(plan: WeightedPlan, number: int) -> np.ndarray[Any, Any]:
+    draw = generator(plan.seed, "pass", number)
+    order = draw.permutation(plan.num_samples)
+    until = np.cumsum(plan.chances[order])
+    until *= plan.pass_size / until[-1]
+    # Rounding may still leave the last point at the end, behind which nobody is.
+    points = np.minimum(np.arange(plan.pass_size) + draw.random(), np.nextafter(until[-1], 0))
+    # 32 bits where they suffice: each worker holds two passes.
+    kind = np.int32 if plan.num_samples < 2**31 else np.int64
+    found: np.ndarray[Any, Any] = order[np.searchsorted(until, points, side="right")].astype(kind)
+    found.setflags(write=False)
+    return found
