@@ -133,6 +133,15 @@ def test_a_run_of_drawn_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert resume(tmp_path / "run", progress=False).step == 10
     assert (last / "model.safetensors").read_bytes() == expected
 
+    # What is drawn goes by the judgement that the run kept, whatever would be judged today.
+    path = tmp_path / "run" / JUDGEMENT_NAME
+    table = parquet.read_table(path)
+    place = table.column_names.index("p_mismatch")
+    parquet.write_table(table.set_column(place, "p_mismatch", [table["p_mismatch"].to_numpy()[::-1].copy()]), path)
+    shutil.rmtree(last)
+    resume(tmp_path / "run", progress=False)
+    assert (last / "model.safetensors").read_bytes() != expected
+
 
 @pytest.mark.parametrize(
     ("settings", "message"),

@@ -12,6 +12,7 @@ import torch
 
 from troth import recipe as recipes
 from troth.data import EmbeddedSource, Ledger
+from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run import build, train
 from troth.train import JUDGEMENT_NAME
@@ -72,5 +73,5 @@ def test_a_run_tells_of_it_and_draws_what_its_judge_kept(pictures: Path, tmp_pat
     assert float(remembered.weight[BROKEN]) == 0
     assert torch.equal(remembered.judgement.score.nan_to_num(), judged.judgement.score.nan_to_num())
     parquet.write_table(table.slice(1), path)
-    with pytest.raises(Exception, match=r"other.parquet: this judgement is of other pairs"):
+    with pytest.raises(UserError, match=r"other.parquet: this judgement is of other pairs"):
         judged.remembered(path)
