@@ -16,6 +16,12 @@ def test_a_name_is_read_and_written() -> None:
     assert Setting.parse("clean") == Setting.parse("uniform-0")
 
 
+def test_all_kinds_of_noise_are_run_at_twenty_and_forty_percent() -> None:
+    found = {(setting.kind, setting.percent) for setting in SETTINGS}
+    assert {(kind, percent) for kind in ("uniform", "same-category", "foreign") for percent in (20, 40)} < found
+    assert {("uniform", 0), ("uniform", 60), ("foreign", 0)} < found
+
+
 @pytest.mark.parametrize(
     ("noisy", "clean"),
     [("uniform-60", "uniform-0"), ("same-category-40", "uniform-0"), ("foreign-40", "foreign-0")],

@@ -77,8 +77,10 @@ SETTINGS = tuple(
         "uniform-20",
         "uniform-60",
         "same-category-40",
+        "same-category-20",
         "foreign-0",
         "foreign-40",
+        "foreign-20",
     )
 )
 
