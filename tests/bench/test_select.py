@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from troth.bench import methods, run_select
 from troth.bench.data import prepare
 from troth.bench.guard import forbidden
-from troth.bench.select import SELECTION_NAME, combined, selection_recipe, split_values
+from troth.bench.select import SELECTION_NAME, Candidate, combined, selection_recipe, show, split_values
 from troth.bench.settings import Place, Setting
 from troth.errors import UserError
 
@@ -42,6 +43,32 @@ def test_it_selects_with_the_answers_deleted(tmp_path: Path, capsys: pytest.Capt
     assert saved["winner"] == list(found[0].settings)
     assert [each["mean_recall"] for each in saved["candidates"]] == [each.mean_recall for each in found]
     assert f"winner: {found[0].settings[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_yardstick")
+def test_earlier_candidates_stay_and_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_select("GCE", ["objective.q=0.1"], out=tmp_path, jobs=1)
+    both = run_select("GCE", ["objective.q=0.9"], out=tmp_path, jobs=1)
+    assert {each.settings for each in both} == {("objective.q=0.1",), ("objective.q=0.9",)}
+    assert first[0] in both
+    saved = json.loads((tmp_path / "selections/heads-gce/uniform-40-seed100" / SELECTION_NAME).read_text())
+    assert len(saved["candidates"]) == 2
+    assert run_select("GCE", ["objective.q=0.1,0.9"], out=tmp_path, jobs=1) == both, "its seconds too: nothing was run"
+    other = replace(methods.method_named("GCE"), settings=(*methods.method_named("GCE").settings, "scale.init=5.0"))
+    monkeypatch.setattr(methods, "METHODS", tuple(other if each.name == "GCE" else each for each in methods.METHODS))
+    assert [each.settings for each in run_select("GCE", ["objective.q=0.5"], out=tmp_path, jobs=1)] == [
+        ("objective.q=0.5",)
+    ], "what another recipe reached is no candidate"
+
+
+def test_the_table_shows_settings_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "objective.terms=[" + '[1.0, {kind = "distillation"}], ' * 8 + "]"
+    place = Place(tmp_path, Setting.parse("uniform-40"), 100)
+    show("robust", place, [Candidate((long,), 26.5, 30.0), Candidate((), 26.0, 30.0)], tmp_path / SELECTION_NAME)
+    table = capsys.readouterr().out
+    assert "…" not in table
+    assert table.partition("winner")[0].count("distillation") == 8
+    assert "as shipped" in table
 
 
 @pytest.mark.usefixtures("small_yardstick")

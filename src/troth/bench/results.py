@@ -186,6 +186,12 @@ def title(regime: str, noise: str, rows: Sequence[Row]) -> str:
     return f"{regime}, {noise}: {wrong}, {', '.join(f'{count:,}' for count in sorted(steps))} steps"
 
 
+def wide_console() -> Console:
+    """Return where tables are printed: the terminal, or what a file or a pipe gets, which has no width of its own."""
+    console = Console()
+    return console if console.is_terminal else Console(width=130)
+
+
 def show(scores: Sequence[Score], console: Console) -> None:
     """Print a table for each regime and setting."""
     for (regime, noise), rows in tables(scores).items():

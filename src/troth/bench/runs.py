@@ -17,7 +17,7 @@ from rich.console import Console
 from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
 from troth.bench.methods import METHODS, QUICK, REGIMES, Method, Regime, method_named, run_recipe
-from troth.bench.results import RESULTS_NAME, collect, show, write_results
+from troth.bench.results import RESULTS_NAME, collect, show, wide_console, write_results
 from troth.bench.scores import SCORE_NAME, Score, score_run
 from troth.bench.settings import SETTINGS, Place, Setting
 from troth.embed import FrozenEncoders
@@ -121,9 +121,7 @@ def run_robustness(order: Order) -> list[Score]:
         UserError: for an order that cannot be, a kept run of another recipe, or, at the end, if a run failed.
     """
     _check(order)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)  # a file or a pipe has no width of its own
+    console = wide_console()
     failed: list[str] = []
     frozen = FrozenEncoders(Heads(), num_workers=2)
     with Workers(order.out, order.jobs) as workers:

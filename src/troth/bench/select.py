@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
 from troth.bench.methods import Method, Regime, base_recipe, method_named
+from troth.bench.results import wide_console
 from troth.bench.runs import train_kept
 from troth.bench.settings import Place, Setting
 from troth.data import PartSource, atomic_path
@@ -27,7 +27,7 @@ from troth.evaluate.tasks import RetrievalTask
 from troth.recipe import EvaluationConfig, Recipe, to_toml
 from troth.train import Checkpoints, read_position
 
-SELECTION_NAME = "selection.json"
+SELECTION_NAME, CANDIDATE_NAME = "selection.json", "candidate.json"
 #: The part of the noisy pairs that is trained on; retrieval among the rest decides.
 TRAINED = 0.9
 _TASK = "selection"
@@ -47,6 +47,17 @@ class Candidate:
     mean_recall: float
     seconds: float
 
+    @classmethod
+    def read(cls, path: Path) -> Candidate:
+        """Read what :meth:`write` wrote."""
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**record | {"settings": tuple(record["settings"])})
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, atomically."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
 
 def run_select(
     name: str,
@@ -60,7 +71,8 @@ def run_select(
 ) -> list[Candidate]:
     """Train every combination of a grid on a part of noisy pairs; print the table, write the selection, return it.
 
-    Neither answers nor tests take part: trainings and scores run in processes that cannot read them.
+    Neither answers nor tests take part: trainings and scores run in processes that cannot read them. What an earlier
+    call tried on the same pairs, with the recipe that the method still has, is a candidate too and is not run again.
 
     Args:
         name: the method.
@@ -72,7 +84,7 @@ def run_select(
         jobs: runs at a time.
 
     Returns:
-        The candidates, best first; of equals the first of the grid.
+        The candidates, best first; of equals those of this grid, and its first.
 
     Raises:
         UserError: for an unknown method or setting, a grid that cannot be, an oracle, or a field no recipe has.
@@ -83,7 +95,7 @@ def run_select(
     combinations = combined(grid)
     chosen = [selection_recipe(method, regime, place, settings) for settings in combinations]
     home = out / "selections" / f"{regime}-{method.slug}" / place.name
-    folders = [home / hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:12] for recipe in chosen]
+    folders = [home / run_name(recipe) for recipe in chosen]
     spawn = get_context("spawn")
     if not place.pairs.is_file() or regime == "heads":
         # Only here are the captions as they were read, in a process that chooses nothing.
@@ -91,6 +103,12 @@ def run_select(
             pool.submit(prepare_selection, place, regime).result()
     with ProcessPoolExecutor(jobs, spawn, guarded_worker, (forbidden(out),)) as pool:
         found = list(pool.map(candidate, combinations, chosen, folders))
+    found += [
+        each
+        for path in sorted(home.glob(f"*/{CANDIDATE_NAME}"))
+        if path.parent not in folders
+        and is_still(each := Candidate.read(path), path.parent.name, method, regime, place)
+    ]
     found.sort(key=lambda each: -each.mean_recall)
     path = home / SELECTION_NAME
     save(path, method.name, regime, place, found)
@@ -153,13 +171,31 @@ def prepare_selection(place: Place, regime: Regime) -> None:
         share_features(FrozenEncoders(Heads(), num_workers=2), parts)
 
 
+def run_name(recipe: Recipe) -> str:
+    """Return what the folder of a candidate's run is called: the same recipe has the same."""
+    return hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:12]
+
+
+def is_still(each: Candidate, name: str, method: Method, regime: Regime, place: Place) -> bool:
+    """Say whether a kept candidate's settings lead to the run of that name with the recipe that the method has now."""
+    try:
+        return run_name(selection_recipe(method, regime, place, each.settings)) == name
+    except UserError:
+        return False
+
+
 def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path) -> Candidate:
     """Train a candidate, or take it up, and return its score. Its process is under the guard."""
+    kept = folder / CANDIDATE_NAME
+    if kept.is_file():
+        return replace(Candidate.read(kept), settings=settings)
     seconds = train_kept(recipe, folder)
     path = Checkpoints(folder / "checkpoints").latest()
     assert path is not None, "a finished run has a checkpoint"
     metrics = read_position(path).metrics
-    return Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds)
+    found = Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds)
+    found.write(kept)
+    return found
 
 
 def save(path: Path, method: str, regime: str, place: Place, found: Sequence[Candidate]) -> None:
@@ -180,12 +216,12 @@ def save(path: Path, method: str, regime: str, place: Place, found: Sequence[Can
 def show(method: str, place: Place, found: Sequence[Candidate], path: Path) -> None:
     """Print the candidates, best first."""
     table = Table(title=f"{method} on {place.name}, scored on noisy pairs it was not trained on")
-    table.add_column("settings")
+    table.add_column("settings", overflow="fold")
     table.add_column("mean recall %", justify="right")
     table.add_column("seconds", justify="right")
     for each in found:
         table.add_row(" ".join(each.settings) or "as shipped", f"{each.mean_recall:.2f}", f"{each.seconds:.0f}")
-    console = Console()
+    console = wide_console()
     console.print(table)
     winner = " ".join(found[0].settings) or "as shipped"
     console.print(f"winner: {winner}; written to {path}", highlight=False, markup=False)
