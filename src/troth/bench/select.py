@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
@@ -172,8 +173,8 @@ def prepare_selection(place: Place, regime: Regime) -> None:
 
 
 def run_name(recipe: Recipe) -> str:
-    """Return what the folder of a candidate's run is called: the same recipe has the same."""
-    return hashlib.sha256(to_toml(recipe).encode()).hexdigest()[:12]
+    """Return what the folder of a candidate's run is called: the same recipe, however described, has the same."""
+    return hashlib.sha256(to_toml(replace(recipe, description="")).encode()).hexdigest()[:12]
 
 
 def is_still(each: Candidate, name: str, method: Method, regime: Regime, place: Place) -> bool:
@@ -215,12 +216,13 @@ def save(path: Path, method: str, regime: str, place: Place, found: Sequence[Can
 
 def show(method: str, place: Place, found: Sequence[Candidate], path: Path) -> None:
     """Print the candidates, best first."""
-    table = Table(title=f"{method} on {place.name}, scored on noisy pairs it was not trained on")
+    table = Table(title=f"{method} on {place.name}, scored on noisy pairs it was not trained on", show_lines=True)
     table.add_column("settings", overflow="fold")
     table.add_column("mean recall %", justify="right")
     table.add_column("seconds", justify="right")
     for each in found:
-        table.add_row(" ".join(each.settings) or "as shipped", f"{each.mean_recall:.2f}", f"{each.seconds:.0f}")
+        settings = Text("\n".join(each.settings) or "as shipped")  # brackets are no markup here
+        table.add_row(settings, f"{each.mean_recall:.2f}", f"{each.seconds:.0f}")
     console = wide_console()
     console.print(table)
     winner = " ".join(found[0].settings) or "as shipped"
