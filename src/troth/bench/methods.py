@@ -104,6 +104,12 @@ METHODS = (
     Method("SaCo + mimic", "heads-saco-mimic", "small-saco-mimic"),
     Method("ProtoCLIP", "heads-protoclip", "small-protoclip"),
     Method("GCE + SaCo + mimic", "heads-saco-mimic", "small-saco-mimic", ("objective.terms.0.1.kind=generalized_ce",)),
+    Method(
+        "clean posterior + SaCo + mimic",
+        "heads-saco-mimic",
+        "small-saco-mimic",
+        ('objective.terms.0.1={kind="reweighted", objective={kind="infonce"}, by={kind="clean_posterior"}}',),
+    ),
     _ablation("no weights", 'objective.terms.0.1={kind="infonce"}', "judge.draw_wrong=1.0"),
     _ablation("no drawing", "judge.draw_wrong=1.0", heads=False),
     _ablation("no distillation", "objective.terms.1.0=0.0"),
