@@ -68,7 +68,7 @@ class Method:
 def _ablation(name: str, *settings: str, heads: bool = True, small: bool = True) -> Method:
     """Return a row of the robust recipes' ablation."""
     recipe_names = ("robust" if heads else None, "robust-small" if small else None)
-    return Method(f"robust, {name}", *recipe_names, settings, noise=("uniform-40",))
+    return Method(f"robust, {name}", *recipe_names, settings, noise=("uniform-40", "same-category-40"))
 
 
 METHODS = (

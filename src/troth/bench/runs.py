@@ -222,7 +222,7 @@ def _check(order: Order) -> None:
         raise UserError(
             "nothing to run: none of these rows has a recipe in this regime and runs under this noise",
             where="--only",
-            remedy="leave out --regime or --noise; rows of the ablation run on uniform-40",
+            remedy="leave out --regime or --noise; rows of the ablation run on uniform-40 and same-category-40",
         )
     for job in found:
         check_recipe(job)
