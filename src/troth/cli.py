@@ -271,7 +271,10 @@ def bench_select(
     out: Yardstick = Path("runs/robustness"),
     jobs: Jobs = 2,
 ) -> None:
-    """Choose a method's settings by retrieval among noisy pairs left out: no answers, no tests."""
+    """Choose a method's settings by retrieval among noisy pairs left out: no answers, no tests.
+
+    What earlier calls tried on the same pairs counts too, and may win.
+    """
     from troth.bench import run_select
     from troth.bench.methods import regimes_named
 

@@ -84,14 +84,14 @@ def test_a_run_that_diverges_ends_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_row_of_one_setting_is_not_run_on_another(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--only: nothing to run.*uniform-40"):
+    with pytest.raises(UserError, match=r"--only: nothing to run.*uniform-40 and same-category-40"):
         run_robustness(Order(tmp_path, only=("robust, no words",), noise=("uniform-20",)))
 
 
 def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -> None:
     """Recipes are built of the settings alone: nothing is trained."""
     assert len({method.slug for method in METHODS}) == len(METHODS)
-    for setting in ("uniform-40", "foreign-40"):
+    for setting in ("uniform-40", "same-category-40", "foreign-40"):
         place = Place(tmp_path, Setting.parse(setting), 3)
         prepare(place)
         for regime, batches in (("heads", 1024), ("small", 256)):
@@ -100,9 +100,10 @@ def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -
             found = [run_recipe(method, regime, place) for method in rows]
             assert len(found) >= 14
             ablation = {method.name for method in rows if method.noise}
-            assert bool(ablation) == (setting == "uniform-40")
-            assert ("robust, no map" in ablation) == (setting == "uniform-40" and regime == "heads")
-            assert ("robust, no drawing" in ablation) == (setting == "uniform-40" and regime == "small")
+            taken_apart = setting in {"uniform-40", "same-category-40"}
+            assert bool(ablation) == taken_apart
+            assert ("robust, no map" in ablation) == (taken_apart and regime == "heads")
+            assert ("robust, no drawing" in ablation) == (taken_apart and regime == "small")
             assert {recipe.train.batch_size for recipe in found} == {batches}
             assert len({recipe.train.max_steps for recipe in found}) == 1
             assert {recipe.seed for recipe in found} == {3}

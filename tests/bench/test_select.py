@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from troth.bench import methods, run_select
+from troth.bench.candidates import CANDIDATE_NAME, Candidate
 from troth.bench.data import prepare
 from troth.bench.guard import forbidden
-from troth.bench.select import SELECTION_NAME, Candidate, combined, selection_recipe, show, split_values
+from troth.bench.select import SELECTION_NAME, combined, selection_recipe, show, split_values
 from troth.bench.settings import Place, Setting
 from troth.errors import UserError
 
@@ -61,14 +62,43 @@ def test_earlier_candidates_stay_and_are_not_run_again(tmp_path: Path, monkeypat
     ], "what another recipe reached is no candidate"
 
 
+@pytest.mark.usefixtures("small_yardstick")
+def test_candidates_of_other_pairs_do_not_count(tmp_path: Path) -> None:
+    run_select("GCE", ["objective.q=0.1"], out=tmp_path, jobs=1)
+    home = tmp_path / "selections/heads-gce/uniform-40-seed100"
+    (path,) = home.glob(f"*/{CANDIDATE_NAME}")
+    replace(Candidate.read(path), pairs="others").write(path)
+    assert [each.settings for each in run_select("GCE", ["objective.q=0.9"], out=tmp_path, jobs=1)] == [
+        ("objective.q=0.9",)
+    ]
+
+
+@pytest.mark.usefixtures("small_yardstick")
+def test_a_run_that_was_taken_up_has_no_seconds_and_the_same_settings_are_run_once(tmp_path: Path) -> None:
+    (found,) = run_select("GCE", ["objective.q=0.5,0.50"], out=tmp_path, jobs=2)
+    assert found.seconds is not None
+    (path,) = tmp_path.glob(f"selections/*/*/*/{CANDIDATE_NAME}")
+    path.unlink()
+    (again,) = run_select("GCE", ["objective.q=0.5"], out=tmp_path, jobs=1)
+    assert again == replace(found, seconds=None)
+
+
+def test_a_kept_candidate_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / CANDIDATE_NAME
+    for text in ("{", "[]", '{"settings": []}', '{"settings": [], "nothing": 1}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"not a kept candidate.*remove its folder"):
+            Candidate.read(path)
+
+
 def test_the_table_shows_settings_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    long = "objective.terms=[" + '[1.0, {kind = "distillation"}], ' * 8 + "]"
+    long = "objective.terms=[" + ",".join(['[1.0,{kind="distillation"}]'] * 8) + "]"
     place = Place(tmp_path, Setting.parse("uniform-40"), 100)
-    show("robust", place, [Candidate((long,), 26.5, 30.0), Candidate((), 26.0, 30.0)], tmp_path / SELECTION_NAME)
-    table = capsys.readouterr().out
-    assert "…" not in table
-    assert table.partition("winner")[0].count("distillation") == 8
-    assert "as shipped" in table
+    found = [Candidate((long, "a.b=[x]"), 26.5, 30.0, "pairs"), Candidate((), 26.0, None, "pairs")]
+    show("robust", place, found, tmp_path / SELECTION_NAME)
+    table = capsys.readouterr().out.partition("winner")[0]
+    cells = "".join(line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│"))
+    assert cells == f"{long}a.b=[x]as shipped", "brackets are no markup"
 
 
 @pytest.mark.usefixtures("small_yardstick")

@@ -7,13 +7,14 @@ import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from troth.bench.candidates import CANDIDATE_NAME, Candidate, kept_in
 from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
 from troth.bench.methods import Method, Regime, base_recipe, method_named
@@ -27,37 +28,12 @@ from troth.errors import UserError
 from troth.evaluate.tasks import RetrievalTask
 from troth.recipe import EvaluationConfig, Recipe, to_toml
 from troth.train import Checkpoints, read_position
+from troth.train.resume import holds_run
 
-SELECTION_NAME, CANDIDATE_NAME = "selection.json", "candidate.json"
+SELECTION_NAME = "selection.json"
 #: The part of the noisy pairs that is trained on; retrieval among the rest decides.
 TRAINED = 0.9
 _TASK = "selection"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One combination of settings.
-
-    Attributes:
-        settings: ``field=value`` overrides of the method's recipe.
-        mean_recall: of retrieval among the noisy pairs left out, captions as given, in percent.
-        seconds: wall time of the training.
-    """
-
-    settings: tuple[str, ...]
-    mean_recall: float
-    seconds: float
-
-    @classmethod
-    def read(cls, path: Path) -> Candidate:
-        """Read what :meth:`write` wrote."""
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**record | {"settings": tuple(record["settings"])})
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON, atomically."""
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
 
 def run_select(
@@ -73,7 +49,8 @@ def run_select(
     """Train every combination of a grid on a part of noisy pairs; print the table, write the selection, return it.
 
     Neither answers nor tests take part: trainings and scores run in processes that cannot read them. What an earlier
-    call tried on the same pairs, with the recipe that the method still has, is a candidate too and is not run again.
+    call tried on the same pairs, with the recipe that the method still has, is a candidate too and is not run again: it
+    may win. Runs of an older version of the package are kept likewise; remove the folder to have them anew.
 
     Args:
         name: the method.
@@ -88,29 +65,31 @@ def run_select(
         The candidates, best first; of equals those of this grid, and its first.
 
     Raises:
-        UserError: for an unknown method or setting, a grid that cannot be, an oracle, or a field no recipe has.
+        UserError: for an unknown method or setting, a grid that cannot be, an oracle, a field no recipe has, or a kept
+            candidate that cannot be read.
     """
     method, place = method_named(name), Place(out, Setting.parse(noise), seed)
     if method.data != "given":
         raise UserError("an oracle knows which pairs are right: it selects nothing", where=name)
-    combinations = combined(grid)
-    chosen = [selection_recipe(method, regime, place, settings) for settings in combinations]
     home = out / "selections" / f"{regime}-{method.slug}" / place.name
-    folders = [home / run_name(recipe) for recipe in chosen]
+    runs: dict[Path, tuple[tuple[str, ...], Recipe]] = {}
+    for settings in combined(grid):
+        recipe = selection_recipe(method, regime, place, settings)
+        runs.setdefault(home / run_name(recipe), (settings, recipe))  # 0.5 and 0.50 are one
     spawn = get_context("spawn")
     if not place.pairs.is_file() or regime == "heads":
         # Only here are the captions as they were read, in a process that chooses nothing.
         with ProcessPoolExecutor(1, spawn, plain_worker) as pool:
             pool.submit(prepare_selection, place, regime).result()
+    pairs = pairs_source(place.pairs).open().fingerprint
+
+    def is_still_one(folder: Path, each: Candidate) -> bool:
+        return each.pairs == pairs and folder.name == _name_now(method, regime, place, each.settings)
+
+    earlier = [each for folder, each in kept_in(home) if folder not in runs and is_still_one(folder, each)]
     with ProcessPoolExecutor(jobs, spawn, guarded_worker, (forbidden(out),)) as pool:
-        found = list(pool.map(candidate, combinations, chosen, folders))
-    found += [
-        each
-        for path in sorted(home.glob(f"*/{CANDIDATE_NAME}"))
-        if path.parent not in folders
-        and is_still(each := Candidate.read(path), path.parent.name, method, regime, place)
-    ]
-    found.sort(key=lambda each: -each.mean_recall)
+        found = list(pool.map(candidate, *zip(*runs.values(), strict=True), runs, itertools.repeat(pairs)))
+    found = sorted(found + earlier, key=lambda each: -round(each.mean_recall, 6))  # sums in another order are equal
     path = home / SELECTION_NAME
     save(path, method.name, regime, place, found)
     show(method.name, place, found, path)
@@ -177,24 +156,25 @@ def run_name(recipe: Recipe) -> str:
     return hashlib.sha256(to_toml(replace(recipe, description="")).encode()).hexdigest()[:12]
 
 
-def is_still(each: Candidate, name: str, method: Method, regime: Regime, place: Place) -> bool:
-    """Say whether a kept candidate's settings lead to the run of that name with the recipe that the method has now."""
+def _name_now(method: Method, regime: Regime, place: Place, settings: Sequence[str]) -> str | None:
+    """Return the name that settings lead to with the recipe that the method has now; None if they do not fit it."""
     try:
-        return run_name(selection_recipe(method, regime, place, each.settings)) == name
+        return run_name(selection_recipe(method, regime, place, settings))
     except UserError:
-        return False
+        return None
 
 
-def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path) -> Candidate:
+def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path, pairs: str) -> Candidate:
     """Train a candidate, or take it up, and return its score. Its process is under the guard."""
     kept = folder / CANDIDATE_NAME
-    if kept.is_file():
-        return replace(Candidate.read(kept), settings=settings)
+    if kept.is_file() and (known := Candidate.read(kept)).pairs == pairs:
+        return replace(known, settings=settings)
+    is_new = not holds_run(folder)
     seconds = train_kept(recipe, folder)
     path = Checkpoints(folder / "checkpoints").latest()
     assert path is not None, "a finished run has a checkpoint"
     metrics = read_position(path).metrics
-    found = Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds)
+    found = Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds if is_new else None, pairs)
     found.write(kept)
     return found
 
@@ -208,7 +188,7 @@ def save(path: Path, method: str, regime: str, place: Place, found: Sequence[Can
         "seed": place.seed,
         "metric": f"mean recall among the noisy pairs from {TRAINED:g} to 1, captions as given, in percent",
         "winner": list(found[0].settings),
-        "candidates": [asdict(each) for each in found],
+        "candidates": [each.public() for each in found],
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -222,7 +202,7 @@ def show(method: str, place: Place, found: Sequence[Candidate], path: Path) -> N
     table.add_column("seconds", justify="right")
     for each in found:
         settings = Text("\n".join(each.settings) or "as shipped")  # brackets are no markup here
-        table.add_row(settings, f"{each.mean_recall:.2f}", f"{each.seconds:.0f}")
+        table.add_row(settings, f"{each.mean_recall:.2f}", "–" if each.seconds is None else f"{each.seconds:.0f}")
     console = wide_console()
     console.print(table)
     winner = " ".join(found[0].settings) or "as shipped"
