@@ -65,10 +65,16 @@ class Method:
         return (self.data == "given" or setting.percent > 0) and (not self.noise or setting.name in self.noise)
 
 
+_INFONCE_BY_POSTERIOR = '{kind="reweighted", objective={kind="infonce"}, by={kind="clean_posterior"}}'
+
+#: Where the robust recipes are taken apart.
+ABLATION_NOISE = ("uniform-40", "same-category-40")
+
+
 def _ablation(name: str, *settings: str, heads: bool = True, small: bool = True) -> Method:
     """Return a row of the robust recipes' ablation."""
     recipe_names = ("robust" if heads else None, "robust-small" if small else None)
-    return Method(f"robust, {name}", *recipe_names, settings, noise=("uniform-40", "same-category-40"))
+    return Method(f"robust, {name}", *recipe_names, settings, noise=ABLATION_NOISE)
 
 
 METHODS = (
@@ -78,7 +84,7 @@ METHODS = (
         "clean posterior",
         "heads-infonce",
         "small-infonce",
-        ('objective={kind="reweighted", objective={kind="infonce"}, by={kind="clean_posterior"}}',),
+        (f"objective={_INFONCE_BY_POSTERIOR}",),
     ),
     Method("robust", "robust", "robust-small"),
     Method("oracle: InfoNCE on the right pairs", "heads-infonce", "small-infonce", data="right"),
@@ -108,7 +114,7 @@ METHODS = (
         "clean posterior + SaCo + mimic",
         "heads-saco-mimic",
         "small-saco-mimic",
-        ('objective.terms.0.1={kind="reweighted", objective={kind="infonce"}, by={kind="clean_posterior"}}',),
+        (f"objective.terms.0.1={_INFONCE_BY_POSTERIOR}",),
     ),
     _ablation("no weights", 'objective.terms.0.1={kind="infonce"}', "judge.draw_wrong=1.0"),
     _ablation("no drawing", "judge.draw_wrong=1.0", heads=False),

@@ -106,7 +106,6 @@ class Row:
         estimated_rate: share of wrong pairs as estimated, in percent; None if it never was.
         true_rate: the true one, in percent.
         steps: of the optimiser.
-        seconds: of a training.
     """
 
     method: str
@@ -118,7 +117,6 @@ class Row:
     estimated_rate: Mean | None
     true_rate: float
     steps: int
-    seconds: float
 
 
 def tables(scores: Sequence[Score]) -> dict[tuple[str, str], list[Row]]:
@@ -162,7 +160,6 @@ def _row(runs: dict[int, Score], plain: dict[int, Score], clean: dict[int, Score
         estimated_rate=mean(lambda score: None if score.estimated_rate is None else 100 * score.estimated_rate),
         true_rate=100 * statistics.fmean(score.true_rate for score in scores),
         steps=scores[0].steps,
-        seconds=statistics.fmean(score.seconds for score in scores),
     )
 
 

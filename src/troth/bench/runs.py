@@ -16,7 +16,7 @@ from rich.console import Console
 
 from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
-from troth.bench.methods import METHODS, QUICK, REGIMES, Method, Regime, method_named, run_recipe
+from troth.bench.methods import ABLATION_NOISE, METHODS, QUICK, REGIMES, Method, Regime, method_named, run_recipe
 from troth.bench.results import RESULTS_NAME, collect, show, wide_console, write_results
 from troth.bench.scores import SCORE_NAME, Score, score_run
 from troth.bench.settings import SETTINGS, Place, Setting
@@ -140,7 +140,8 @@ def run_robustness(order: Order) -> list[Score]:
                 console.print(f"{job.title}: {error}", highlight=False, markup=False)
                 continue
             write_results(collect(order.out), order.out / RESULTS_NAME)
-            line = f"zero-shot {score.zero_shot:.1f}, retrieval {score.retrieval:.1f}, {score.seconds:.0f} s"
+            line = f"zero-shot {score.zero_shot:.1f}, retrieval {score.retrieval:.1f}"
+            line += ", taken up" if score.seconds is None else f", {score.seconds:.0f} s"
             console.print(f"{job.title}: {line}", highlight=False, markup=False)
     scores = collect(order.out)
     write_results(scores, order.out / RESULTS_NAME)
@@ -189,23 +190,23 @@ class Workers:
         return self._scoring.submit(score_job, job, seconds).result()
 
 
-def train_job(job: Job) -> float:
-    """Train a run to its end, or take it up; return the wall time in seconds. Its process is under the guard."""
+def train_job(job: Job) -> float | None:
+    """Train a run as :func:`train_kept` does. Its process is under the guard."""
     return train_kept(run_recipe(job.method, job.regime, job.place), job.folder)
 
 
-def train_kept(recipe: Recipe, folder: Path) -> float:
-    """Train in a new folder, or go on in one that holds the run already; return the wall time in seconds."""
+def train_kept(recipe: Recipe, folder: Path) -> float | None:
+    """Train in a new folder and return the wall time in seconds, or go on in one that holds the run and return None."""
     started = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()):  # several at a time, they would talk across each other
         if holds_run(folder):
             resume(folder, progress=False)
-        else:
-            train(recipe, folder, progress=False)
+            return None
+        train(recipe, folder, progress=False)
     return time.monotonic() - started
 
 
-def score_job(job: Job, seconds: float) -> Score:
+def score_job(job: Job, seconds: float | None) -> Score:
     """Score a trained run, and keep the score beside it."""
     right = job.method.data == "right"
     score = score_run(job.regime, job.method.name, job.place, job.folder, seconds, of_right_pairs=right)
@@ -222,7 +223,7 @@ def _check(order: Order) -> None:
         raise UserError(
             "nothing to run: none of these rows has a recipe in this regime and runs under this noise",
             where="--only",
-            remedy="leave out --regime or --noise; rows of the ablation run on uniform-40 and same-category-40",
+            remedy=f"leave out --regime or --noise; rows of the ablation run on {' and '.join(ABLATION_NOISE)}",
         )
     for job in found:
         check_recipe(job)

@@ -54,7 +54,7 @@ class Score:
         estimated_rate: share of wrong pairs as estimated without the answers, 0 to 1; None if no estimate was possible.
         true_rate: share of wrong pairs.
         judged_by: whose scores of pairs these are, the ``model``'s similarity or the method's own ``judgement``.
-        seconds: wall time of the training, or of the part of it that came after it was last taken up.
+        seconds: wall time of the training; None if it was taken up where it had stopped.
         steps: of the optimiser.
     """
 
@@ -71,7 +71,7 @@ class Score:
     estimated_rate: float | None
     true_rate: float
     judged_by: str
-    seconds: float
+    seconds: float | None
     steps: int
 
     def write(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Score:
 
 
 def score_run(
-    regime: str, method: str, place: Place, folder: Path, seconds: float, *, of_right_pairs: bool = False
+    regime: str, method: str, place: Place, folder: Path, seconds: float | None, *, of_right_pairs: bool = False
 ) -> Score:
     """Score the last weights of a run on the default tasks, and its scores of the given pairs against the answers.
 

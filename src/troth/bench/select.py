@@ -28,7 +28,6 @@ from troth.errors import UserError
 from troth.evaluate.tasks import RetrievalTask
 from troth.recipe import EvaluationConfig, Recipe, to_toml
 from troth.train import Checkpoints, read_position
-from troth.train.resume import holds_run
 
 SELECTION_NAME = "selection.json"
 #: The part of the noisy pairs that is trained on; retrieval among the rest decides.
@@ -169,12 +168,11 @@ def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path, pairs: st
     kept = folder / CANDIDATE_NAME
     if kept.is_file() and (known := Candidate.read(kept)).pairs == pairs:
         return replace(known, settings=settings)
-    is_new = not holds_run(folder)
     seconds = train_kept(recipe, folder)
     path = Checkpoints(folder / "checkpoints").latest()
     assert path is not None, "a finished run has a checkpoint"
     metrics = read_position(path).metrics
-    found = Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds if is_new else None, pairs)
+    found = Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds, pairs)
     found.write(kept)
     return found
 
