@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from troth.bench import Order, run_robustness, runs
 from troth.bench.data import prepare
 from troth.bench.methods import METHODS, Method, method_named, run_recipe
 from troth.bench.results import read_results
-from troth.bench.scores import JUDGEMENT_NAME, SCORE_NAME, read_judgement, score_run
+from troth.bench.runs import Job, score_job, train_job
+from troth.bench.scores import JUDGEMENT_NAME, SCORE_NAME, Score, read_judgement, score_run
 from troth.bench.settings import Place, Setting
 from troth.data import CaptionAssignment
 from troth.errors import UserError
@@ -45,15 +45,22 @@ def test_runs_are_trained_scored_kept_and_not_run_again(
     assert oracle.data.source.urls.endswith("right.tar")
     assert oracle.train.max_steps == 12
 
-    _judge(tmp_path / "runs" / "heads-gce" / "uniform-40-0", tmp_path)
+    assert not list(tmp_path.glob("runs/*/*/checkpoints")), "the weights of a full table would fill a disk"
+    assert len(list(tmp_path.glob("runs/*/*/log.jsonl"))) == 5
     monkeypatch.setattr(runs.Workers, "submit", lambda *_: pytest.fail("run again"))
     assert run_robustness(order) == scores
     _refuse_another_recipe(order, monkeypatch)
 
 
-def _judge(folder: Path, root: Path) -> None:
-    """A method's own judgement is what is scored, if it leaves one."""
-    place = Place(root, Setting.parse("uniform-40"), 0)
+@pytest.mark.usefixtures("small_yardstick")
+def test_a_methods_own_judgement_is_what_is_scored_if_it_leaves_one(tmp_path: Path) -> None:
+    place = Place(tmp_path, Setting.parse("uniform-40"), 0)
+    prepare(place)
+    job = Job("heads", small.METHODS[1], place)
+    train_job(job)
+    folder = job.folder
+    of_model = score_run("heads", "GCE", place, folder, 1.0)
+    assert of_model.judged_by == "model"
     mismatched = CaptionAssignment.load(place.answers).mismatched
     table = pa.table({"id": np.arange(192), "score": 1.0 - mismatched, "p_mismatch": mismatched * 1.0})
     pq.write_table(table.replace_schema_metadata({b"noise_rate": b"0.375"}), folder / JUDGEMENT_NAME)
@@ -61,10 +68,8 @@ def _judge(folder: Path, root: Path) -> None:
     assert (score.auroc, score.average_precision, score.estimated_rate) == (1.0, 1.0, 0.375)
     assert score.judged_by == "judgement"
     (folder / JUDGEMENT_NAME).unlink()
-    kept = json.loads((folder / SCORE_NAME).read_text())
-    again = score_run("heads", "GCE", place, folder, kept["seconds"])
-    assert again.auroc == pytest.approx(kept["auroc"])
-    assert again.retrieval == pytest.approx(kept["retrieval"])
+    assert score_job(job, 1.0) == of_model == Score.read(folder / SCORE_NAME)
+    assert not (folder / "checkpoints").exists()
 
 
 def _refuse_another_recipe(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from troth.bench import methods, run_select
 from troth.bench.candidates import CANDIDATE_NAME, Candidate
 from troth.bench.data import prepare
 from troth.bench.guard import forbidden
-from troth.bench.select import SELECTION_NAME, combined, selection_recipe, show, split_values
+from troth.bench.runs import train_kept
+from troth.bench.select import SELECTION_NAME, combined, run_name, selection_recipe, show, split_values
 from troth.bench.settings import Place, Setting
 from troth.errors import UserError
 
@@ -64,23 +65,30 @@ def test_earlier_candidates_stay_and_are_not_run_again(tmp_path: Path, monkeypat
 
 @pytest.mark.usefixtures("small_yardstick")
 def test_candidates_of_other_pairs_do_not_count(tmp_path: Path) -> None:
-    run_select("GCE", ["objective.q=0.1"], out=tmp_path, jobs=1)
+    (found,) = run_select("GCE", ["objective.q=0.1"], out=tmp_path, jobs=1)
     home = tmp_path / "selections/heads-gce/uniform-40-seed100"
     (path,) = home.glob(f"*/{CANDIDATE_NAME}")
-    replace(Candidate.read(path), pairs="others").write(path)
+    replace(found, pairs="others").write(path)
     assert [each.settings for each in run_select("GCE", ["objective.q=0.9"], out=tmp_path, jobs=1)] == [
         ("objective.q=0.9",)
     ]
+    again = run_select("GCE", ["objective.q=0.1"], out=tmp_path, jobs=1)
+    (anew,) = (each for each in again if each.settings == found.settings)
+    assert replace(anew, seconds=None) == replace(found, seconds=None)
+    assert anew.seconds is not None, "of other pairs nothing was taken up"
+    assert not list(home.glob("*/checkpoints"))
 
 
 @pytest.mark.usefixtures("small_yardstick")
 def test_a_run_that_was_taken_up_has_no_seconds_and_the_same_settings_are_run_once(tmp_path: Path) -> None:
+    place = Place(tmp_path, Setting.parse("uniform-40"), 100)
+    prepare(place)
+    settings = ("objective.q=0.5",)
+    recipe = selection_recipe(methods.method_named("GCE"), "heads", place, settings)
+    train_kept(recipe, tmp_path / "selections/heads-gce/uniform-40-seed100" / run_name(recipe))
     (found,) = run_select("GCE", ["objective.q=0.5,0.50"], out=tmp_path, jobs=2)
-    assert found.seconds is not None
-    (path,) = tmp_path.glob(f"selections/*/*/*/{CANDIDATE_NAME}")
-    path.unlink()
-    (again,) = run_select("GCE", ["objective.q=0.5"], out=tmp_path, jobs=1)
-    assert again == replace(found, seconds=None)
+    assert found.settings == settings
+    assert found.seconds is None
 
 
 def test_a_kept_candidate_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

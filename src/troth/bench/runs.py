@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -115,7 +116,7 @@ class Job:
 def run_robustness(order: Order) -> list[Score]:
     """Run what was ordered and is not there yet; keep ``results.parquet`` whole, print the table; return all results.
 
-    A run whose loss diverges ends alone; the others go on.
+    A run whose loss diverges ends alone; the others go on. Of a scored run all but its checkpoints is kept.
 
     Raises:
         UserError: for an order that cannot be, a kept run of another recipe, or, at the end, if a run failed.
@@ -207,11 +208,17 @@ def train_kept(recipe: Recipe, folder: Path) -> float | None:
 
 
 def score_job(job: Job, seconds: float | None) -> Score:
-    """Score a trained run, and keep the score beside it."""
+    """Score a trained run, keep the score beside it, and remove the weights that it is of."""
     right = job.method.data == "right"
     score = score_run(job.regime, job.method.name, job.place, job.folder, seconds, of_right_pairs=right)
     score.write(job.folder / SCORE_NAME)
+    drop_checkpoints(job.folder)
     return score
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a run whose result is kept. A tower has 285 MB of them, a full table over 100 GB."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _check(order: Order) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
 from troth.bench.methods import Method, Regime, base_recipe, method_named
 from troth.bench.results import wide_console
-from troth.bench.runs import train_kept
+from troth.bench.runs import drop_checkpoints, train_kept
 from troth.bench.settings import Place, Setting
 from troth.data import PartSource, atomic_path
 from troth.embed import FrozenEncoders
@@ -166,14 +167,17 @@ def _name_now(method: Method, regime: Regime, place: Place, settings: Sequence[s
 def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path, pairs: str) -> Candidate:
     """Train a candidate, or take it up, and return its score. Its process is under the guard."""
     kept = folder / CANDIDATE_NAME
-    if kept.is_file() and (known := Candidate.read(kept)).pairs == pairs:
-        return replace(known, settings=settings)
+    if kept.is_file():
+        if (known := Candidate.read(kept)).pairs == pairs:
+            return replace(known, settings=settings)
+        shutil.rmtree(folder)  # of other pairs: nothing of it can be taken up
     seconds = train_kept(recipe, folder)
     path = Checkpoints(folder / "checkpoints").latest()
     assert path is not None, "a finished run has a checkpoint"
     metrics = read_position(path).metrics
     found = Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds, pairs)
     found.write(kept)
+    drop_checkpoints(folder)
     return found
 
 
