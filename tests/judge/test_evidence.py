@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.judge.pairs import features
-from troth.judge import Evidence, caption_words
+from troth.judge import Evidence, Whitened, caption_words
 from troth.judge import evidence as module
 from troth.judge.evidence import View, held_against_others
 from troth.judge.judgement import blocks, folds, pairings
@@ -59,6 +59,31 @@ def test_a_folds_evidence_does_not_depend_on_what_its_pairs_were_given() -> None
     # Comparisons leave out what was given, which is another caption now; the products themselves must not move.
     for one, other in zip(before, after, strict=True):
         np.testing.assert_allclose(one[inside, ::3], other[inside, ::3], atol=1e-4)
+
+
+def test_stages_add_a_view_by_sentences_and_one_by_words() -> None:
+    image, text, _ = features(300, 0.2)
+    rng = np.random.default_rng(0)
+    parts = blocks(300, 2, rng)
+    fold, owners = folds(parts, 3, rng), pairings(parts, 1)
+    words, stages = (torch.from_numpy(rng.normal(size=(300, size))).float() for size in (6, 8))
+    for known, views in ((words, (9, 11)), (None, (7, 8))):
+        without, found = (
+            Evidence.of(image, text, known, 9, seen).gather(torch.ones(300), fold, owners) for seen in (None, stages)
+        )
+        assert (without[0].shape[1], found[0].shape[1]) == (3 * views[0], 3 * views[1])
+        for one, other in zip(without, found, strict=True):
+            np.testing.assert_array_equal(one, other[:, : one.shape[1]])
+    # The view by sentences is the alignment of the standardised stages, fitted to the other folds.
+    rows = torch.from_numpy(np.flatnonzero(fold == 2))
+    seen = torch.from_numpy(stages.numpy() - stages.numpy().mean(axis=0))
+    seen = seen / torch.from_numpy(stages.numpy().std(axis=0, ddof=1))
+    seen = seen / seen.norm(dim=1, keepdim=True)
+    outside = torch.from_numpy(fold != 2).float()
+    alignment = Whitened(seen, text).align(outside, dim=128, shrinkage=1.0, power=1.0)
+    expected = (alignment.image(seen[rows]) * alignment.text(text[rows])).sum(dim=1)
+    found = Evidence.of(image, text, None, 9, stages).gather(torch.ones(300), fold, owners)
+    np.testing.assert_allclose(found[0][rows.numpy(), 21], expected.numpy(), atol=1e-4)
 
 
 def test_words_are_unit_rows_and_none_where_pairs_share_none() -> None:

@@ -64,6 +64,8 @@ def test_words_that_do_not_fit_are_a_users_mistake() -> None:
         judge(image, text, words=torch.randn(199, 4))
     with pytest.raises(UserError, match="all word features are the same"):
         judge(image, text, words=torch.ones(200, 4))
+    with pytest.raises(UserError, match="201 rows of stage features for 200 images"):
+        judge(image, text, stages=torch.randn(201, 4))
 
 
 def test_words_are_evidence_too() -> None:
@@ -80,6 +82,25 @@ def test_words_are_evidence_too() -> None:
     wrong = given != topic
     without = roc_auc_score(wrong, judge(image, text, QUICK).p_mismatch.numpy())
     assert roc_auc_score(wrong, judge(image, text, QUICK, words=words).p_mismatch.numpy()) > max(0.95, without + 0.1)
+
+
+@pytest.mark.parametrize("with_words", [False, True])
+def test_what_stages_see_is_evidence_too(with_words: bool) -> None:
+    """Features that say little, and others of the same pictures, far from unit scale, that say what they leave out."""
+    draw = np.random.default_rng(0)
+    topic = draw.integers(0, 12, 900)
+    image = torch.from_numpy(np.eye(12)[topic] + 3.0 * draw.normal(size=(900, 12))).float()
+    text = torch.from_numpy(np.eye(12)[topic] + 0.2 * draw.normal(size=(900, 12))).float()
+    stages = torch.from_numpy(np.eye(12)[topic] + 0.2 * draw.normal(size=(900, 12))).float()
+    stages = torch.cat([1e3 * stages[:, :6] + 5e3, 1e-3 * stages[:, 6:], torch.ones(900, 1)], dim=1)
+    given = topic.copy()
+    given[:270] = np.roll(given[:270], 1)
+    text[:270] = text[:270].roll(1, 0)
+    words = caption_words([[f"a picture of topic{number}"] for number in given]) if with_words else None
+    wrong = given != topic
+    without = roc_auc_score(wrong, judge(image, text, QUICK, words=words).p_mismatch.numpy())
+    found = judge(image, text, QUICK, words=words, stages=stages)
+    assert roc_auc_score(wrong, found.p_mismatch.numpy()) > max(0.95, without + 0.1)
 
 
 def test_too_few_pairs_and_broken_features_are_a_users_mistake() -> None:

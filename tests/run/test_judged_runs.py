@@ -67,6 +67,13 @@ def test_batches_carry_the_judges_weights_and_points() -> None:
     torch.testing.assert_close(loaded.judged.image, judgement.alignment.image(F.normalize(loaded.batch.image, dim=-1)))
 
 
+def test_vectors_have_no_stages_and_are_judged_without() -> None:
+    judged, without = build(judged_recipe("judge.stages=true")).judged, build(judged_recipe()).judged
+    assert judged is not None
+    assert without is not None
+    assert torch.equal(judged.judgement.score, without.judgement.score)
+
+
 def test_heads_begin_at_the_judges_map_and_their_checkpoint_holds_it(folder: Path) -> None:
     built = build(judged_recipe())
     built.begin()

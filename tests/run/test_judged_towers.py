@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from troth import recipe as recipes
-from troth.data import EmbeddedSource, Ledger
+from troth.data import EmbeddedSource, FolderSource, Ledger
+from troth.encoders import OpenClip
 from troth.errors import UserError
+from troth.judge import Procedure, judge
 from troth.recipe import Recipe
 from troth.run import build, train
 from troth.train import JUDGEMENT_NAME
+from troth.train.teacher import encode_pictures
+from troth.train.teacher_tower import FrozenTower, TowerPrecision, load_stages
 
 PAIRS = 240
 BROKEN = 7
@@ -55,6 +59,41 @@ def test_what_cannot_be_read_is_not_drawn_and_told(pictures: Path, draw_wrong: f
     assert torch.equal(*drawn), "worker processes draw what this one draws"
     assert BROKEN not in drawn[0]
     assert {entry.key for entry in ledger} == {f"{BROKEN:03d}.webp"}
+
+
+HEADS = (
+    "model={kind='heads', embed_dim=32, hidden_dim=16, image_size=64, precision='bfloat16'}",
+    "judge.draw_wrong=1.0",
+)
+
+
+@pytest.mark.parametrize(("settings", "size", "precision"), [((), 112, "float32"), (HEADS, 64, "bfloat16")])
+def test_what_stages_see_goes_into_the_judgement(
+    pictures: Path, settings: tuple[str, ...], size: int, precision: TowerPrecision
+) -> None:
+    """Those of the judge's encoder for towers, and under heads of the encoder that made their features."""
+    objective = "objective={kind='reweighted', objective={kind='infonce'}, by={kind='given'}}"
+    common = (*settings, objective, "teacher=none", "judge.words=false")
+    without = build(recipe_of(pictures, *common)).judged
+    found = build(recipe_of(pictures, *common, "judge.stages=true")).judged
+    assert without is not None
+    assert found is not None
+    tower = load_stages(FrozenTower(image_size=size), precision, torch.device("cpu"))
+    assert tower is not None
+    read = found.valid
+    stages = encode_pictures(tower, FolderSource(path=str(pictures)).open(), num_workers=0).tensors["features"]
+    procedure = Procedure(folds=3, neighbours=9, repairings=2, rounds=2)
+    for judged, seen in ((without, None), (found, stages[read])):
+        expected = judge(judged.image_features[read], judged.text_features[read], procedure, 0, stages=seen)
+        torch.testing.assert_close(judged.judgement.score[read], expected.score)
+        assert bool(judged.judgement.score[~read].isnan().all())
+    assert not torch.equal(found.judgement.score[read], without.judgement.score[read])
+    assert found.ledger == without.ledger, "each picture is told once"
+
+
+def test_open_clips_encoders_do_not_say_what_their_stages_see() -> None:
+    encoder = OpenClip(name="ViT-B-32", pretrained="file")
+    assert load_stages(encoder, "float32", torch.device("cpu")) is None
 
 
 def test_a_run_tells_of_it_and_draws_what_its_judge_kept(pictures: Path, tmp_path: Path) -> None:

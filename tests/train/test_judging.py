@@ -1,4 +1,4 @@
-"""What a run's judge is given: the pairs that could be read, their features and their words."""
+"""What a run's judge is given: the pairs that could be read, their features, their words, and what stages see."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_unreadable_pictures_are_left_out_with_their_words(tmp_path: Path) -> No
     valid[[4, 77]] = False
     topic = np.random.default_rng(0).integers(0, 9, 300)
     captions = [(f"topic{number} here", f"thing{number % 4}") for number in topic]
-    found = JudgeConfig(procedure=PROCEDURE)._cached(image, text, captions, valid, 3, FeatureCache(tmp_path))
+    found = JudgeConfig(procedure=PROCEDURE)._cached(image, text, captions, valid, None, 3, FeatureCache(tmp_path))
     kept = [group for group, read in zip(captions, valid.tolist(), strict=True) if read]
     expected = judge(image[valid], text[valid], PROCEDURE, 3, caption_words(kept, 3))
     assert bool(found.score[~valid].isnan().all())
@@ -29,6 +29,20 @@ def test_unreadable_pictures_are_left_out_with_their_words(tmp_path: Path) -> No
     assert found.noise_rate == expected.noise_rate
 
     silent = JudgeConfig(procedure=PROCEDURE, words=False)
-    without = silent._cached(image, text, captions, valid, 3, FeatureCache(tmp_path))
+    without = silent._cached(image, text, captions, valid, None, 3, FeatureCache(tmp_path))
     torch.testing.assert_close(without.score[valid], judge(image[valid], text[valid], PROCEDURE, 3).score)
+    assert not torch.equal(without.score[valid], found.score[valid])
+
+
+def test_what_stages_see_goes_along_and_is_not_taken_for_the_judgement_without(tmp_path: Path) -> None:
+    image, text, _ = features(300, 0.3)
+    valid = torch.ones(300, dtype=torch.bool)
+    valid[9] = False
+    stages = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    config, captions = JudgeConfig(procedure=PROCEDURE, words=False), [("a",)] * 300
+    without, found = (
+        config._cached(image, text, captions, valid, seen, 3, FeatureCache(tmp_path)) for seen in (None, stages)
+    )
+    expected = judge(image[valid], text[valid], PROCEDURE, 3, stages=stages[valid])
+    torch.testing.assert_close(found.score[valid], expected.score)
     assert not torch.equal(without.score[valid], found.score[valid])

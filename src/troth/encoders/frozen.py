@@ -95,6 +95,7 @@ class FrozenImageEncoder:
         mean: what its normalisation subtracts from each channel (of values in [0, 1]).
         std: what its normalisation divides each channel by.
         module: the tower: normalised pictures to pooled features.
+        stages: normalised pictures to what the tower's stages see (:mod:`troth.encoders.stages`); None if it has none.
         transform: from an RGB picture to ``(3, S, S)`` bytes, picklable for data workers; the tower itself scales
             and normalises.
     """
@@ -130,6 +131,7 @@ class FrozenImageEncoder:
         self.preprocessing = f"{self.transform}; mean {tower.mean}; std {tower.std}"
         self.mean, self.std = tower.mean, tower.std
         self.module: nn.Module = tower.module.to(self.device).to(memory_format=torch.channels_last)
+        self.stages = None if tower.stages is None else tower.stages.to(self.device)
         self._mean = torch.tensor(tower.mean, device=self.device).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(tower.std, device=self.device).mul(255).view(1, 3, 1, 1)
 
@@ -139,15 +141,34 @@ class FrozenImageEncoder:
 
         About 32 pictures at a time run fastest on a CPU: their activations stay in its caches.
         """
-        images = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
-        images.sub_(self._mean).div_(self._std)
-        return self.encode_normalized(images).cpu()
+        return self.encode_normalized(self._normalized(pixels)).cpu()
 
-    @torch.no_grad()
     def encode_normalized(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B F"]:
         """Return ``(B, dim)`` float32 features, on the encoder's device, of pictures that are normalised already."""
+        return self._through(self.module, images)
+
+    @torch.inference_mode()
+    def encode_pixel_stages(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B G"]:
+        """Return ``(B, G)`` float32 means of the stages, on the CPU, of pictures that went through ``transform``.
+
+        Raises:
+            AssertionError: if ``stages`` is None.
+        """
+        return self.encode_normalized_stages(self._normalized(pixels)).cpu()
+
+    def encode_normalized_stages(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B G"]:
+        """Return the same on the encoder's device, of pictures that are normalised already."""
+        assert self.stages is not None, "asked for before"
+        return self._through(self.stages, images)
+
+    def _normalized(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        images = pixels.to(self.device, torch.float32, memory_format=torch.channels_last)
+        return images.sub_(self._mean).div_(self._std)
+
+    @torch.no_grad()
+    def _through(self, module: nn.Module, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B d"]:
         with _autocast(self.device, self.precision):
-            features: Tensor = self.module(images.contiguous(memory_format=torch.channels_last))
+            features: Tensor = module(images.contiguous(memory_format=torch.channels_last))
         return features.float()
 
     def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "B F"]:

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from troth.encoders.hashing import hash_module
 from troth.encoders.names import existing_file
+from troth.encoders.stages import EfficientNetStages, timm_stages
 from troth.encoders.timm_models import (
     check_timm_name,
     load_timm_weights,
@@ -34,7 +35,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ImageTower:
-    """A loaded image tower: ``module`` maps ``(B, 3, S, S)`` normalised pictures to ``(B, dim)`` features."""
+    """A loaded image tower: ``module`` maps ``(B, 3, S, S)`` normalised pictures to ``(B, dim)`` features.
+
+    ``stages`` maps them to what is seen on the way (:mod:`troth.encoders.stages`); None if the tower does not say.
+    """
 
     module: nn.Module
     dim: int
@@ -42,6 +46,7 @@ class ImageTower:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    stages: nn.Module | None
 
 
 class _PooledEfficientNet(nn.Module):
@@ -83,7 +88,8 @@ def efficientnet_lite0(image_size: int) -> ImageTower:
         _fold(block, "_depthwise_conv", "_bn1")
         _fold(block, "_project_conv", "_bn2")
     _fold(network, "_conv_head", "_bn1")
-    return ImageTower(_PooledEfficientNet(network), 1280, weights_hash, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+    pooled, stages = _PooledEfficientNet(network), EfficientNetStages(network)
+    return ImageTower(pooled, 1280, weights_hash, IMAGENET_MEAN, IMAGENET_STD, "bilinear", stages)
 
 
 def _fold(part: Any, convolution: str, norm: str) -> None:
@@ -127,7 +133,8 @@ def timm_tower(name: str, image_size: int, weights: str | Path | None) -> ImageT
     if must_resize(network, name, image_size):
         network.set_input_size(image_size)
     data = timm_data_config(network)
-    return ImageTower(network, dim, weights_hash, tuple(data["mean"]), tuple(data["std"]), str(data["interpolation"]))
+    statistics = tuple(data["mean"]), tuple(data["std"])
+    return ImageTower(network, dim, weights_hash, *statistics, str(data["interpolation"]), timm_stages(network))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from troth.similarity.block import TILE, tiles
 #: Alignments that give evidence: (directions, shrinkage, power). Coarse and fine ones see different things.
 _ALIGNMENTS = ((128, 3.0, 1.0), (128, 1.0, 1.0), (128, 0.3, 0.0))
 _WORD_ALIGNMENT = (256, 1.0, 1.0)
+#: Of the stages with the sentences; with the words as the features are.
+_STAGE_ALIGNMENT = (128, 1.0, 1.0)
 #: How many of the best others a pair is held against.
 _RIVALS = 10
 #: Others among which rivals are looked for, at most: beyond some thousands the best ten say nothing new.
@@ -42,12 +45,14 @@ class Evidence:
         near: neighbours of each sample in each.
         words: statistics of the pictures and of what else is known of the captions, if anything.
         neighbours: how many of them predict; a third of them do so once more.
+        stages: statistics of what else is known of the pictures and of the captions, by each thing known of these.
     """
 
     whitened: Whitened
     near: NeighbourPredictions
     words: Whitened | None
     neighbours: int
+    stages: tuple[Whitened, ...] = ()
 
     @classmethod
     def of(
@@ -56,13 +61,25 @@ class Evidence:
         text_features: Float[Tensor, "N G"],
         words: Float[Tensor, "N W"] | None,
         neighbours: int,
+        stages: Float[Tensor, "N S"] | None = None,
     ) -> Evidence:
-        """Find neighbours and statistics of pairs: unit features of images, mean unit features of captions."""
+        """Find neighbours and statistics of pairs: unit features of images, mean unit features of captions.
+
+        Args:
+            image_features: ``(N, F)``.
+            text_features: ``(N, G)``.
+            words: ``(N, W)`` of the captions, if known.
+            neighbours: how many of them predict.
+            stages: ``(N, S)`` further features of the pictures, if known, each of any scale.
+        """
+        captions = [text_features] if words is None else [text_features, words.float()]
+        seen = None if stages is None else standardized(stages)
         return cls(
             whitened=Whitened(image_features, text_features),
             near=NeighbourPredictions.of(image_features, text_features, min(neighbours, len(image_features) - 1)),
             words=None if words is None else Whitened(image_features, words.float()),
             neighbours=neighbours,
+            stages=() if seen is None else tuple(Whitened(seen, each) for each in captions),
         )
 
     def gather(
@@ -124,13 +141,25 @@ class Evidence:
                 continue
             moments = modalities.cross_covariance(weights)
             for each in settings:
-                alignment = modalities.aligned(moments, *each)
-                yield View(
-                    alignment.image(modalities.image_features[rows]), alignment.text(modalities.text_features[rows])
-                )
+                yield _aligned(modalities, moments, each, rows)
         if self.words is not None:
             words = self.words.text_features
             yield View(near.mean_of_near_images(words, weights, self.neighbours, rows) - words.mean(dim=0), words[rows])
+        for seen, chosen in zip(self.stages, (_STAGE_ALIGNMENT, _WORD_ALIGNMENT), strict=False):
+            yield _aligned(seen, seen.cross_covariance(weights), chosen, rows)
+
+
+def standardized(features: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
+    """Return unit rows of features that have been brought to mean 0 and deviation 1; one that is constant is 0."""
+    centred = features.float() - features.float().mean(dim=0)
+    return F.normalize(centred / centred.std(dim=0).clamp(min=1e-6), dim=1)
+
+
+def _aligned(
+    modalities: Whitened, moments: tuple[Tensor, Tensor, Tensor], settings: tuple[int, float, float], rows: Rows
+) -> View:
+    alignment = modalities.aligned(moments, *settings)
+    return View(alignment.image(modalities.image_features[rows]), alignment.text(modalities.text_features[rows]))
 
 
 def held_against_others(view: View, owners: list[Rows]) -> list[Float[Tensor, "n 3"]]:

@@ -73,6 +73,7 @@ def judge(
     procedure: Procedure | None = None,
     seed: int = 0,
     words: Float[Tensor, "N W"] | None = None,
+    stages: Float[Tensor, "N S"] | None = None,
 ) -> Judgement:
     """Judge pairs of frozen features. Nothing is trained by gradients, and no label or noise rate is asked for.
 
@@ -97,6 +98,7 @@ def judge(
         procedure: the defaults if None.
         seed: of folds, re-pairings and trees.
         words: ``(N, W)`` other features of the same captions, such as :func:`caption_words`, that give evidence too.
+        stages: ``(N, S)`` other features of the same pictures, such as means of a tower's stages, that do so too.
 
     Raises:
         UserError: for fewer than 200 pairs, features that are not finite, one and the same feature everywhere, or
@@ -104,8 +106,8 @@ def judge(
     """
     chosen = procedure if procedure is not None else Procedure()
     image, text = F.normalize(image_features.float(), dim=-1), text_features.float()
-    _check(image, text, words)
-    evidence = Evidence.of(image, text, words, chosen.neighbours)
+    _check(image, text, {"word": words, "stage": stages})
+    evidence = Evidence.of(image, text, words, chosen.neighbours, stages)
     *_, last = rounds(evidence, chosen, seed)
     return Judgement(
         score=torch.from_numpy(last.given),
@@ -163,14 +165,14 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
         yield last
 
 
-def _check(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], words: Float[Tensor, "N W"] | None) -> None:
+def _check(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], more: dict[str, Tensor | None]) -> None:
     if len(image) < _FEWEST:
         raise UserError(
             f"{len(image)} pairs are too few to judge",
             where="judge",
             remedy=f"at least {_FEWEST}, or train without a judge",
         )
-    given = {"image": image, "text": text} | ({} if words is None else {"word": words})
+    given = {"image": image, "text": text} | {name: known for name, known in more.items() if known is not None}
     for name, features in given.items():
         if len(features) != len(image):
             raise UserError(f"{len(features)} rows of {name} features for {len(image)} images", where="judge")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from troth.run.checks import at, check, check_tokens, check_weights
 from troth.run.vectors import check_alike, fitted
 from troth.train import (
     Episodes,
+    JudgeConfig,
     JudgedPairs,
     JudgedStream,
     TaughtData,
@@ -51,6 +52,7 @@ from troth.train import (
     UnpairedConfig,
 )
 from troth.train.hardware import resolve_device
+from troth.train.teacher_tower import FrozenTower
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,20 @@ class Built:
             return None
         features = self._features(self.source, self.reserve, None)
         with _main_rank_first(), at("judge"):
-            judged = self.recipe.judge.build(self._taught_data(), self.recipe.seed, features)
+            judged = self._judge(self.recipe.judge).build(self._taught_data(), self.recipe.seed, features)
             return judged if self.judgement is None else judged.remembered(self.judgement)
+
+    def _judge(self, judge: JudgeConfig) -> JudgeConfig:
+        """Return the recipe's judge; under heads, with the encoder that made their features. Vectors have no stages."""
+        model = self.recipe.model
+        if not isinstance(model, Heads):
+            return judge
+        if carries_vectors(self.source):
+            return replace(judge, stages=False)
+        encoder = FrozenTower(
+            image_encoder=model.image_encoder, image_size=model.image_size, image_weights=model.image_weights
+        )
+        return replace(judge, encoder=encoder, precision=model.precision)
 
     def begin(self) -> None:
         """Put the judge's maps beside heads that are to have them. The weights of a checkpoint bring their own."""

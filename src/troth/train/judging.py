@@ -30,7 +30,7 @@ from troth.errors import UserError
 from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, caption_words, judge
 from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
 from troth.train.teacher import encode_pictures
-from troth.train.teacher_tower import FrozenTower, TowerConfig, TowerPrecision, load_tower
+from troth.train.teacher_tower import FrozenTower, TowerConfig, TowerPrecision, load_stages, load_tower
 from troth.types import STRICT
 
 JUDGEMENT_NAME = "judgement.parquet"
@@ -51,6 +51,8 @@ class JudgeConfig:
         text_encoder: of the captions: ``minilm-l6``, or a sentence-transformers or transformers model.
         precision: what they compute in; features are float32 either way.
         words: whether the captions' words are evidence beside their features.
+        stages: whether what the stages of the image encoder see is evidence beside its features: one more pass over the
+            pictures, cached. Open_clip's encoders and vectors have none, and are judged without.
         draw_wrong: how often a pair that is surely wrong is drawn for each time that a surely right one is: with 1 all
             pairs are drawn alike, with 0 as often as they are likely right. What a pair's weight asks for beyond that
             is left to the loss. What is fitted to the losses of an epoch (``clean_posterior``, a learnt
@@ -62,6 +64,7 @@ class JudgeConfig:
     text_encoder: str = "minilm-l6"
     precision: TowerPrecision = "float32"
     words: bool = True
+    stages: bool = False
     draw_wrong: Annotated[float, Field(ge=0, le=1)] = 1.0
     procedure: Procedure = field(default_factory=Procedure)
 
@@ -71,7 +74,7 @@ class JudgeConfig:
         Args:
             data: the training pairs, with the captions that noise gave them.
             seed: of the run.
-            features: of pictures and captions, for heads; None encodes them.
+            features: of pictures and captions, for heads, those of pictures by ``encoder``; None encodes them.
 
         Raises:
             UserError: if an encoder cannot be loaded, noise is drawn anew in every batch, or the pairs are too few.
@@ -90,9 +93,19 @@ class JudgeConfig:
                 encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
         text = mean_captions(captions, distinct, encoded)
-        judgement = self._cached(image, text, captions, valid, seed, data.cache or FeatureCache())
+        stages = self._seen_in_stages(data)
+        judgement = self._cached(image, text, captions, valid, stages, seed, data.cache or FeatureCache())
         identity = f"{_PROCEDURE}; {self!r}; seed {seed}"
         return JudgedPairs(judgement, image, text, valid, identity, self.draw_wrong, tuple(ledger))
+
+    def _seen_in_stages(self, data: TaughtData) -> Float[Tensor, "N S"] | None:
+        tower = None
+        if self.stages:
+            with named_as_encoder():
+                tower = load_stages(self.encoder, self.precision, data.device)
+        if tower is None:
+            return None
+        return encode_pictures(tower, data.source, data.cache, data.num_workers, data.on_progress).tensors["features"]
 
     def _cached(
         self,
@@ -100,11 +113,13 @@ class JudgeConfig:
         text: Tensor,
         captions: Sequence[Sequence[str]],
         valid: Bool[Tensor, " N"],
+        stages: Tensor | None,
         seed: int,
         cache: FeatureCache,
     ) -> Judgement:
         """Cached, so that a run resumed on another number of threads goes by the same numbers to the last bit."""
-        content = hash_tensors({"image": image, "text": text, "valid": valid})
+        known = {"image": image, "text": text, "valid": valid} | ({} if stages is None else {"stages": stages})
+        content = hash_tensors(known)
         content += hash_texts(["\n".join(group) for group in captions])
         key = CacheKey(
             weights=_PROCEDURE, data=content, preprocessing=f"{self.procedure!r}; words {self.words}; seed {seed}"
@@ -113,7 +128,8 @@ class JudgeConfig:
         def compute() -> CacheEntry:
             read = [group for group, is_read in zip(captions, valid.tolist(), strict=True) if is_read]
             words = caption_words(read, seed) if self.words else None
-            found = judge(image[valid], text[valid], self.procedure, seed, words)
+            seen = None if stages is None else stages[valid]
+            found = judge(image[valid], text[valid], self.procedure, seed, words, seen)
             unread = torch.full((len(valid),), torch.nan, dtype=torch.float64)
             maps = {
                 f"{side}_{name}": getattr(getattr(found.alignment, side), name)

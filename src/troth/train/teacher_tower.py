@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -96,21 +97,47 @@ def load_tower(config: OpenClip | FrozenTower, precision: TowerPrecision, device
     with _named_as_teacher():
         if isinstance(config, OpenClip):
             return _open_clip_tower(config, precision, device)
-        return _frozen_tower(config, precision, device)
+        return _tower_of(_frozen_encoder(config, precision, device))
 
 
-def _frozen_tower(config: FrozenTower, precision: TowerPrecision, device: torch.device) -> Tower:
-    encoder = FrozenImageEncoder(
+def load_stages(config: OpenClip | FrozenTower, precision: TowerPrecision, device: torch.device) -> Tower | None:
+    """Load the encoder that ``config`` names for what its stages see; None if it does not say, as open_clip's do not.
+
+    Raises:
+        UserError: as :func:`load_tower`.
+    """
+    if isinstance(config, OpenClip):
+        return None
+    with _named_as_teacher():
+        encoder = _frozen_encoder(config, precision, device)
+    if encoder.stages is None:
+        return None
+    tower = _tower_of(encoder)
+    blank = torch.zeros(1, 3, *tower.size, dtype=torch.uint8)
+    return replace(
+        tower,
+        encode=encoder.encode_normalized_stages,
+        dim=encoder.encode_pixel_stages(blank).shape[1],
+        encode_transformed=encoder.encode_pixel_stages,
+        preprocessing=f"{tower.preprocessing}; means of the stages",
+    )
+
+
+def _frozen_encoder(config: FrozenTower, precision: TowerPrecision, device: torch.device) -> FrozenImageEncoder:
+    return FrozenImageEncoder(
         config.image_encoder,
         image_size=config.image_size,
         weights=config.image_weights,
         precision=precision,
         device=device,
     )
+
+
+def _tower_of(encoder: FrozenImageEncoder) -> Tower:
     return Tower(
         encode=encoder.encode_normalized,
         dim=encoder.dim,
-        size=(config.image_size, config.image_size),
+        size=(encoder.image_size, encoder.image_size),
         mean=encoder.mean,
         std=encoder.std,
         interpolation=encoder.transform.interpolation,
@@ -119,8 +146,8 @@ def _frozen_tower(config: FrozenTower, precision: TowerPrecision, device: torch.
         weights=encoder.weights_hash,
         # The words of troth.embed.frozen_features: heads on the same encoder share its cached features.
         preprocessing=f"{encoder.name}: {encoder.preprocessing}",
-        precision=precision,
-        device=device,
+        precision=encoder.precision,
+        device=encoder.device,
     )
 
 
