@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from troth.bench.scores import JUDGEMENT_NAME, SCORE_NAME, Score, read_judgement
 from troth.bench.settings import Place, Setting
 from troth.data import CaptionAssignment
 from troth.errors import UserError
+from troth.run import resume
+from troth.run.opened import find_checkpoint
 
 
 @pytest.mark.usefixtures("small_yardstick")
@@ -45,10 +48,16 @@ def test_runs_are_trained_scored_kept_and_not_run_again(
     assert oracle.data.source.urls.endswith("right.tar")
     assert oracle.train.max_steps == 12
 
-    assert not list(tmp_path.glob("runs/*/*/checkpoints")), "the weights of a full table would fill a disk"
+    weights = "runs/*/*/checkpoints/*/*"
+    assert not list(tmp_path.glob(weights)), "the weights of a full table would fill a disk"
+    leftover = tmp_path / "runs/heads-gce/uniform-40-0/checkpoints"
+    (leftover / "discarded").unlink()
+    (leftover / "step-00000012").mkdir()
+    (leftover / "step-00000012" / "model.safetensors").touch()
     assert len(list(tmp_path.glob("runs/*/*/log.jsonl"))) == 5
     monkeypatch.setattr(runs.Workers, "submit", lambda *_: pytest.fail("run again"))
     assert run_robustness(order) == scores
+    assert not list(tmp_path.glob(weights)), "of a process that was killed before it had removed them"
     _refuse_another_recipe(order, monkeypatch)
 
 
@@ -69,7 +78,14 @@ def test_a_methods_own_judgement_is_what_is_scored_if_it_leaves_one(tmp_path: Pa
     assert score.judged_by == "judgement"
     (folder / JUDGEMENT_NAME).unlink()
     assert score_job(job, 1.0) == of_model == Score.read(folder / SCORE_NAME)
-    assert not (folder / "checkpoints").exists()
+    for unusable in (lambda: resume(folder, progress=False), lambda: find_checkpoint(folder)):
+        with pytest.raises(UserError, match=r"weights were removed when the run had been scored.*troth train"):
+            unusable()
+    log = (folder / "log.jsonl").read_text()
+    assert log.count("\n") > 1, "what is left is left as it was"
+    seconds = train_job(job)
+    assert seconds is not None, "without its weights it is begun anew"
+    assert replace(score_job(job, 1.0), seconds=1.0) == of_model
 
 
 def _refuse_another_recipe(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from tests.judge.pairs import features
 from troth.judge import Evidence, Whitened, caption_words
 from troth.judge import evidence as module
-from troth.judge.evidence import View, held_against_others
+from troth.judge.evidence import View, held_against_others, standardized
 from troth.judge.judgement import blocks, folds, pairings
 
 
@@ -66,7 +66,7 @@ def test_stages_add_a_view_by_sentences_and_one_by_words() -> None:
     rng = np.random.default_rng(0)
     parts = blocks(300, 2, rng)
     fold, owners = folds(parts, 3, rng), pairings(parts, 1)
-    words, stages = (torch.from_numpy(rng.normal(size=(300, size))).float() for size in (6, 8))
+    words, stages = (torch.from_numpy(rng.normal(size=(300, size))).float() for size in (140, 150))
     for known, views in ((words, (9, 11)), (None, (7, 8))):
         without, found = (
             Evidence.of(image, text, known, 9, seen).gather(torch.ones(300), fold, owners) for seen in (None, stages)
@@ -84,6 +84,22 @@ def test_stages_add_a_view_by_sentences_and_one_by_words() -> None:
     expected = (alignment.image(seen[rows]) * alignment.text(text[rows])).sum(dim=1)
     found = Evidence.of(image, text, None, 9, stages).gather(torch.ones(300), fold, owners)
     np.testing.assert_allclose(found[0][rows.numpy(), 21], expected.numpy(), atol=1e-4)
+    alignment = Whitened(seen, words).align(outside, dim=256, shrinkage=1.0, power=1.0)
+    expected = (alignment.image(seen[rows]) * alignment.text(words[rows])).sum(dim=1)
+    found = Evidence.of(image, text, words, 9, stages).gather(torch.ones(300), fold, owners)
+    np.testing.assert_allclose(found[0][rows.numpy(), 30], expected.numpy(), atol=1e-4)
+
+
+def test_standardized_features_are_of_one_scale_and_constants_are_nothing() -> None:
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(900, 3, generator=draw) * torch.tensor([1.0, 1e-8, 1e6]) + torch.tensor([0.0, 0.0, 1e6])
+    constant = torch.full((900, 1), 12.7)
+    found = standardized(torch.cat([features, constant, torch.zeros(900, 1)], dim=1))
+    exact = features.double().numpy()
+    expected = (exact - exact.mean(axis=0)) / exact.std(axis=0, ddof=1)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found[:, :3].numpy(), expected, atol=1e-6)
+    assert bool((found[:, 3:] == 0).all())
 
 
 def test_words_are_unit_rows_and_none_where_pairs_share_none() -> None:

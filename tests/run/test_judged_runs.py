@@ -67,8 +67,10 @@ def test_batches_carry_the_judges_weights_and_points() -> None:
     torch.testing.assert_close(loaded.judged.image, judgement.alignment.image(F.normalize(loaded.batch.image, dim=-1)))
 
 
-def test_vectors_have_no_stages_and_are_judged_without() -> None:
-    judged, without = build(judged_recipe("judge.stages=true")).judged, build(judged_recipe()).judged
+@pytest.mark.parametrize("more", [(), ("model={kind='plain', embed_dim=8}",)])
+def test_vectors_have_no_stages_and_are_judged_without(more: tuple[str, ...]) -> None:
+    with_stages, none = (build(judged_recipe(*more, f"judge.stages={value}")) for value in ("true", "false"))
+    judged, without = with_stages.judged, none.judged
     assert judged is not None
     assert without is not None
     assert torch.equal(judged.judgement.score, without.judgement.score)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -11,15 +13,16 @@ import pytest
 import torch
 
 from troth import recipe as recipes
-from troth.data import EmbeddedSource, FolderSource, Ledger
+from troth.data import EmbeddedSource, FolderSource, Ledger, LedgerEntry
+from troth.embed import CacheEntry
 from troth.encoders import OpenClip
 from troth.errors import UserError
 from troth.judge import Procedure, judge
 from troth.recipe import Recipe
 from troth.run import build, train
-from troth.train import JUDGEMENT_NAME
+from troth.train import JUDGEMENT_NAME, judging
 from troth.train.teacher import encode_pictures
-from troth.train.teacher_tower import FrozenTower, TowerPrecision, load_stages
+from troth.train.teacher_tower import FrozenTower, Tower, TowerPrecision, load_stages
 
 PAIRS = 240
 BROKEN = 7
@@ -74,7 +77,7 @@ def test_what_stages_see_goes_into_the_judgement(
     """Those of the judge's encoder for towers, and under heads of the encoder that made their features."""
     objective = "objective={kind='reweighted', objective={kind='infonce'}, by={kind='given'}}"
     common = (*settings, objective, "teacher=none", "judge.words=false")
-    without = build(recipe_of(pictures, *common)).judged
+    without = build(recipe_of(pictures, *common, "judge.stages=false")).judged
     found = build(recipe_of(pictures, *common, "judge.stages=true")).judged
     assert without is not None
     assert found is not None
@@ -89,6 +92,30 @@ def test_what_stages_see_goes_into_the_judgement(
         assert bool(judged.judgement.score[~read].isnan().all())
     assert not torch.equal(found.judgement.score[read], without.judgement.score[read])
     assert found.ledger == without.ledger, "each picture is told once"
+    assert found.identity == f"{without.identity}; stages {tower.identity}"
+
+
+def test_a_picture_that_only_the_stages_could_not_read_is_not_judged(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = judging.encode_pictures
+
+    def failing(tower: Tower, *arguments: Any) -> CacheEntry:
+        entry = encode(tower, *arguments)
+        if "means of the blocks" not in tower.preprocessing:
+            return entry
+        valid = entry.tensors["valid"].clone()
+        valid[11] = False
+        lost = LedgerEntry("011.webp", "pictures", "missing-file", "gone")
+        notes = json.dumps([*json.loads(entry.notes["ledger"]), asdict(lost)])
+        return replace(entry, tensors=entry.tensors | {"valid": valid}, notes={"ledger": notes})
+
+    monkeypatch.setattr(judging, "encode_pictures", failing)
+    found = build(recipe_of(pictures, "judge.stages=true")).judged
+    assert found is not None
+    assert (~found.valid).nonzero()[:, 0].tolist() == [BROKEN, 11]
+    assert found.weight[[BROKEN, 11]].tolist() == [0, 0]
+    assert [entry.key for entry in found.ledger] == [f"{BROKEN:03d}.webp", "011.webp"]
 
 
 def test_open_clips_encoders_do_not_say_what_their_stages_see() -> None:

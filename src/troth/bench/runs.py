@@ -27,6 +27,7 @@ from troth.errors import NonFiniteLossError, UserError
 from troth.recipe import Recipe
 from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.training import resume, train
+from troth.train import Checkpoints
 from troth.train.resume import holds_run
 
 
@@ -129,6 +130,9 @@ def run_robustness(order: Order) -> list[Score]:
         waiting: dict[Future[Score], Job] = {}
         for jobs in order.jobs_in_order():
             missing = [job for job in jobs if not job.is_done]
+            for job in jobs:
+                if job.is_done:  # its process may have ended before it had removed them
+                    discard_checkpoints(job.folder)
             if missing:
                 _prepare(missing, frozen, console)
             waiting |= {workers.submit(job): job for job in missing}
@@ -197,12 +201,17 @@ def train_job(job: Job) -> float | None:
 
 
 def train_kept(recipe: Recipe, folder: Path) -> float | None:
-    """Train in a new folder and return the wall time in seconds, or go on in one that holds the run and return None."""
+    """Train in a new folder and return the wall time in seconds, or go on in one that holds the run and return None.
+
+    A run that has no weights, since it ended before its first checkpoint or lost them with its score, is begun anew.
+    """
     started = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()):  # several at a time, they would talk across each other
         if holds_run(folder):
-            resume(folder, progress=False)
-            return None
+            if Checkpoints(folder / "checkpoints").latest() is not None:
+                resume(folder, progress=False)
+                return None
+            shutil.rmtree(folder)
         train(recipe, folder, progress=False)
     return time.monotonic() - started
 
@@ -212,13 +221,13 @@ def score_job(job: Job, seconds: float | None) -> Score:
     right = job.method.data == "right"
     score = score_run(job.regime, job.method.name, job.place, job.folder, seconds, of_right_pairs=right)
     score.write(job.folder / SCORE_NAME)
-    drop_checkpoints(job.folder)
+    discard_checkpoints(job.folder)
     return score
 
 
-def drop_checkpoints(folder: Path) -> None:
+def discard_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a run whose result is kept. A tower has 285 MB of them, a full table over 100 GB."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    Checkpoints(folder / "checkpoints").discard()
 
 
 def _check(order: Order) -> None:

@@ -20,7 +20,7 @@ from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
 from troth.bench.methods import Method, Regime, base_recipe, method_named
 from troth.bench.results import wide_console
-from troth.bench.runs import drop_checkpoints, train_kept
+from troth.bench.runs import discard_checkpoints, train_kept
 from troth.bench.settings import Place, Setting
 from troth.data import PartSource, atomic_path
 from troth.embed import FrozenEncoders
@@ -169,6 +169,7 @@ def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path, pairs: st
     kept = folder / CANDIDATE_NAME
     if kept.is_file():
         if (known := Candidate.read(kept)).pairs == pairs:
+            discard_checkpoints(folder)
             return replace(known, settings=settings)
         shutil.rmtree(folder)  # of other pairs: nothing of it can be taken up
     seconds = train_kept(recipe, folder)
@@ -177,7 +178,7 @@ def candidate(settings: tuple[str, ...], recipe: Recipe, folder: Path, pairs: st
     metrics = read_position(path).metrics
     found = Candidate(settings, 100 * metrics[f"{_TASK}/mean_recall"], seconds, pairs)
     found.write(kept)
-    drop_checkpoints(folder)
+    discard_checkpoints(folder)
     return found
 
 

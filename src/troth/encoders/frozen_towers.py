@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from troth.encoders.hashing import hash_module
 from troth.encoders.names import existing_file
-from troth.encoders.stages import EfficientNetStages, timm_stages
+from troth.encoders.stages import EfficientNetStages, TimmStages, timm_stages
 from troth.encoders.timm_models import (
     check_timm_name,
     load_timm_weights,
@@ -46,7 +46,7 @@ class ImageTower:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
-    stages: nn.Module | None
+    stages: EfficientNetStages | TimmStages | None
 
 
 class _PooledEfficientNet(nn.Module):

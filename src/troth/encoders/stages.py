@@ -1,4 +1,4 @@
-"""What a frozen image tower sees on its way: the mean over the picture of what each of its stages gives."""
+"""Intermediate features of a frozen image tower: the output of each of its stages, averaged over the picture."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-#: Of a tower that is no pyramid of a few stages, such as a transformer, so many layers are taken, at even steps.
-_LAYERS = 4
-#: Pyramids have five stages or so.
+#: Hierarchical towers have five stages or so, of which all are taken.
 _MOST_STAGES = 8
+#: Of towers with more layers than that, such as transformers, so many, at even steps.
+_LAYERS = 4
 
 
 class EfficientNetStages(nn.Module):
@@ -29,6 +29,11 @@ class EfficientNetStages(nn.Module):
             row for row, (width, after) in enumerate(zip(widths, [*widths[1:], 0], strict=True)) if width != after
         ]
 
+    @property
+    def identity(self) -> str:
+        """Which features these are, of the network's."""
+        return f"means of the blocks {self.ends}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Return ``(B, G)`` float32, the first stage's channels first."""
         network = self.network
@@ -42,7 +47,7 @@ class EfficientNetStages(nn.Module):
 
 
 class TimmStages(nn.Module):
-    """``(B, 3, S, S)`` normalised pictures to ``(B, G)``: the means of a timm model's stages, or of four of its layers.
+    """``(B, 3, S, S)`` normalised pictures to ``(B, G)``: means of a timm model's stages, or of four if it has over 8.
 
     Args:
         network: a timm model with ``forward_intermediates``.
@@ -56,6 +61,11 @@ class TimmStages(nn.Module):
             range(count) if count <= _MOST_STAGES else np.linspace(0, count, _LAYERS + 1)[1:].round().astype(int) - 1
         )
         self.indices = [int(index) for index in found]
+
+    @property
+    def identity(self) -> str:
+        """Which features these are, of the network's."""
+        return f"means of the stages {self.indices}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Return ``(B, G)`` float32, the first stage's channels first."""

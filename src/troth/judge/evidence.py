@@ -21,6 +21,8 @@ _ALIGNMENTS = ((128, 3.0, 1.0), (128, 1.0, 1.0), (128, 0.3, 0.0))
 _WORD_ALIGNMENT = (256, 1.0, 1.0)
 #: Of the stages with the sentences; with the words as the features are.
 _STAGE_ALIGNMENT = (128, 1.0, 1.0)
+#: A feature deviates by less than this share of its size only by rounding.
+_CONSTANT = 1e-6
 #: How many of the best others a pair is held against.
 _RIVALS = 10
 #: Others among which rivals are looked for, at most: beyond some thousands the best ten say nothing new.
@@ -45,7 +47,7 @@ class Evidence:
         near: neighbours of each sample in each.
         words: statistics of the pictures and of what else is known of the captions, if anything.
         neighbours: how many of them predict; a third of them do so once more.
-        stages: statistics of what else is known of the pictures and of the captions, by each thing known of these.
+        stages: statistics of the pictures' further features with the captions' features, and with their words.
     """
 
     whitened: Whitened
@@ -151,8 +153,11 @@ class Evidence:
 
 def standardized(features: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
     """Return unit rows of features that have been brought to mean 0 and deviation 1; one that is constant is 0."""
-    centred = features.float() - features.float().mean(dim=0)
-    return F.normalize(centred / centred.std(dim=0).clamp(min=1e-6), dim=1)
+    exact = features.double()
+    deviation = exact.std(dim=0)
+    varies = deviation > _CONSTANT * exact.abs().amax(dim=0)
+    centred = torch.where(varies, (exact - exact.mean(dim=0)) / deviation, 0.0)
+    return F.normalize(centred, dim=1).float()
 
 
 def _aligned(

@@ -133,12 +133,12 @@ class Built:
             return judged if self.judgement is None else judged.remembered(self.judgement)
 
     def _judge(self, judge: JudgeConfig) -> JudgeConfig:
-        """Return the recipe's judge; under heads, with the encoder that made their features. Vectors have no stages."""
+        """Return the recipe's judge; its stages are of the encoder that made heads' features, and vectors have none."""
         model = self.recipe.model
-        if not isinstance(model, Heads):
-            return judge
         if carries_vectors(self.source):
             return replace(judge, stages=False)
+        if not judge.stages or not isinstance(model, Heads):
+            return judge
         encoder = FrozenTower(
             image_encoder=model.image_encoder, image_size=model.image_size, image_weights=model.image_weights
         )

@@ -70,6 +70,7 @@ def find_checkpoint(folder: Path, which: str = "best") -> Path:
         UserError: if there is none.
     """
     checkpoints = Checkpoints(folder / "checkpoints")
+    check_not_discarded(checkpoints)
     latest = checkpoints.latest()
     if latest is None:
         raise UserError("the run has no checkpoint yet", where=str(folder), remedy="let it train further")
@@ -85,6 +86,17 @@ def find_checkpoint(folder: Path, which: str = "best") -> Path:
     if damage is not None:
         raise UserError(f"the checkpoint is damaged: {damage}", where=str(path), remedy="choose another --checkpoint")
     return path
+
+
+def check_not_discarded(checkpoints: Checkpoints) -> None:
+    """Raise a UserError if the weights of a run were removed after it was scored."""
+    if checkpoints.are_discarded:
+        run = checkpoints.folder.parent
+        raise UserError(
+            "the weights were removed when the run had been scored",
+            where=str(run),
+            remedy=f"train them again: troth train {run / RECIPE_NAME}",
+        )
 
 
 def weights_name(path: Path, weights: str | None) -> str:

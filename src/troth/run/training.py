@@ -22,7 +22,7 @@ from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run.build import Built, build
 from troth.run.checks import at
-from troth.run.opened import RECIPE_NAME, read_recipe
+from troth.run.opened import RECIPE_NAME, check_not_discarded, read_recipe
 from troth.run.scoring import flatten, run_tasks, save_results
 from troth.run.start import start
 from troth.run.vectors import check_task_sources
@@ -73,9 +73,10 @@ def resume(folder: Path, *, progress: bool = True) -> TrainResult:
     """Continue the run in ``folder`` exactly where its newest checkpoint left it.
 
     Raises:
-        UserError: if there is no run, or its data changed since.
+        UserError: if there is no run, its data changed since, or its weights were removed.
     """
     recipe = read_recipe(folder)
+    check_not_discarded(Checkpoints(folder / "checkpoints"))
     with _process_group(recipe):
         with feature_progress(progress) as on_progress:
             built = build(recipe, on_progress=on_progress)

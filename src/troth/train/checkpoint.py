@@ -45,6 +45,7 @@ logger = logging.getLogger("troth")
 
 _NAME = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial-"
+_DISCARDED = "discarded"
 _FORMAT = 1
 
 #: A run that learns one model and keeps no other.
@@ -122,6 +123,20 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep_last: int = 2) -> None:
         self.folder = folder
         self.keep_last = keep_last
+
+    @property
+    def are_discarded(self) -> bool:
+        """Whether :meth:`discard` removed them: the run is over, and its weights are gone."""
+        return (self.folder / _DISCARDED).is_file()
+
+    def discard(self) -> None:
+        """Remove all checkpoints of a run that is over, for good: it is neither resumed nor opened then."""
+        if not self.folder.is_dir() or self.are_discarded:
+            return
+        (self.folder / _DISCARDED).touch()
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
 
     def save(
         self,

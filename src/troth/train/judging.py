@@ -30,7 +30,7 @@ from troth.errors import UserError
 from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, caption_words, judge
 from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
 from troth.train.teacher import encode_pictures
-from troth.train.teacher_tower import FrozenTower, TowerConfig, TowerPrecision, load_stages, load_tower
+from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrecision, load_stages, load_tower
 from troth.types import STRICT
 
 JUDGEMENT_NAME = "judgement.parquet"
@@ -51,8 +51,9 @@ class JudgeConfig:
         text_encoder: of the captions: ``minilm-l6``, or a sentence-transformers or transformers model.
         precision: what they compute in; features are float32 either way.
         words: whether the captions' words are evidence beside their features.
-        stages: whether what the stages of the image encoder see is evidence beside its features: one more pass over the
-            pictures, cached. Open_clip's encoders and vectors have none, and are judged without.
+        stages: whether the image encoder's intermediate features, the outputs of its stages averaged over the picture,
+            are evidence beside its features: one more pass over the pictures, cached. Open_clip's encoders, vectors and
+            timm's models without ``forward_intermediates`` have none, and are judged without.
         draw_wrong: how often a pair that is surely wrong is drawn for each time that a surely right one is: with 1 all
             pairs are drawn alike, with 0 as often as they are likely right. What a pair's weight asks for beyond that
             is left to the loss. What is fitted to the losses of an epoch (``clean_posterior``, a learnt
@@ -64,7 +65,7 @@ class JudgeConfig:
     text_encoder: str = "minilm-l6"
     precision: TowerPrecision = "float32"
     words: bool = True
-    stages: bool = False
+    stages: bool = field(default=False, repr=False)  # the identity names the stages themselves
     draw_wrong: Annotated[float, Field(ge=0, le=1)] = 1.0
     procedure: Procedure = field(default_factory=Procedure)
 
@@ -93,19 +94,23 @@ class JudgeConfig:
                 encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
         text = mean_captions(captions, distinct, encoded)
-        stages = self._seen_in_stages(data)
+        identity, stages = f"{_PROCEDURE}; {self!r}; seed {seed}", None
+        staged = self._load_stages(data)
+        if staged is not None:
+            entry = encode_pictures(staged, data.source, data.cache, data.num_workers, data.on_progress)
+            stages = entry.tensors["features"]
+            # What only this pass could not read is as little judged as what the other could not.
+            valid = valid & entry.tensors["valid"]
+            ledger = tuple(dict.fromkeys([*ledger, *ledger_of(entry)]))
+            identity += f"; stages {staged.identity}"
         judgement = self._cached(image, text, captions, valid, stages, seed, data.cache or FeatureCache())
-        identity = f"{_PROCEDURE}; {self!r}; seed {seed}"
         return JudgedPairs(judgement, image, text, valid, identity, self.draw_wrong, tuple(ledger))
 
-    def _seen_in_stages(self, data: TaughtData) -> Float[Tensor, "N S"] | None:
-        tower = None
-        if self.stages:
-            with named_as_encoder():
-                tower = load_stages(self.encoder, self.precision, data.device)
-        if tower is None:
+    def _load_stages(self, data: TaughtData) -> Tower | None:
+        if not self.stages:
             return None
-        return encode_pictures(tower, data.source, data.cache, data.num_workers, data.on_progress).tensors["features"]
+        with named_as_encoder():
+            return load_stages(self.encoder, self.precision, data.device)
 
     def _cached(
         self,

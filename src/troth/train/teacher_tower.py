@@ -119,7 +119,7 @@ def load_stages(config: OpenClip | FrozenTower, precision: TowerPrecision, devic
         encode=encoder.encode_normalized_stages,
         dim=encoder.encode_pixel_stages(blank).shape[1],
         encode_transformed=encoder.encode_pixel_stages,
-        preprocessing=f"{tower.preprocessing}; means of the stages",
+        preprocessing=f"{tower.preprocessing}; {encoder.stages.identity}",
     )
 
 
