@@ -51,7 +51,6 @@ def test_runs_are_trained_scored_kept_and_not_run_again(
     weights = "runs/*/*/checkpoints/*/*"
     assert not list(tmp_path.glob(weights)), "the weights of a full table would fill a disk"
     leftover = tmp_path / "runs/heads-gce/uniform-40-0/checkpoints"
-    (leftover / "discarded").unlink()
     (leftover / "step-00000012").mkdir()
     (leftover / "step-00000012" / "model.safetensors").touch()
     assert len(list(tmp_path.glob("runs/*/*/log.jsonl"))) == 5

@@ -131,9 +131,9 @@ class Checkpoints:
 
     def discard(self) -> None:
         """Remove all checkpoints of a run that is over, for good: it is neither resumed nor opened then."""
-        if not self.folder.is_dir() or self.are_discarded:
+        if not self.folder.is_dir():
             return
-        (self.folder / _DISCARDED).touch()
+        (self.folder / _DISCARDED).touch()  # first, so that what a kill leaves is not taken up
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
