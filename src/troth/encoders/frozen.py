@@ -95,7 +95,7 @@ class FrozenImageEncoder:
         mean: what its normalisation subtracts from each channel (of values in [0, 1]).
         std: what its normalisation divides each channel by.
         module: the tower: normalised pictures to pooled features.
-        stages: normalised pictures to what the tower's stages see (:mod:`troth.encoders.stages`); None if it has none.
+        stages: normalised pictures to intermediate features (:mod:`troth.encoders.stages`); None if the tower has none.
         transform: from an RGB picture to ``(3, S, S)`` bytes, picklable for data workers; the tower itself scales
             and normalises.
     """

@@ -37,7 +37,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ImageTower:
     """A loaded image tower: ``module`` maps ``(B, 3, S, S)`` normalised pictures to ``(B, dim)`` features.
 
-    ``stages`` maps them to what is seen on the way (:mod:`troth.encoders.stages`); None if the tower does not say.
+    ``stages`` maps them to intermediate features (:mod:`troth.encoders.stages`); None if the tower has none.
     """
 
     module: nn.Module

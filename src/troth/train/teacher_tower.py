@@ -101,7 +101,7 @@ def load_tower(config: OpenClip | FrozenTower, precision: TowerPrecision, device
 
 
 def load_stages(config: OpenClip | FrozenTower, precision: TowerPrecision, device: torch.device) -> Tower | None:
-    """Load the encoder that ``config`` names for what its stages see; None if it does not say, as open_clip's do not.
+    """Load the encoder that ``config`` names for its intermediate features; None if it has none, as open_clip's.
 
     Raises:
         UserError: as :func:`load_tower`.
