@@ -4,10 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from troth.bench.data import opaque_key, pairs_source, prepare, training_pairs
+from troth.bench.data import opaque_key, pairs_source, prepare, share_features, training_pairs
 from troth.bench.settings import Place, Setting
 from troth.data import CaptionAssignment
+from troth.embed import FeatureCache, FrozenEncoders
+from troth.encoders import Heads
+from troth.train import teacher
+from troth.train.teacher import encode_pictures
+from troth.train.teacher_tower import FrozenTower, load_stages, load_tower
 
 pytestmark = pytest.mark.usefixtures("small_yardstick")
 
@@ -70,6 +76,23 @@ def test_foreign_captions_come_from_pairs_whose_pictures_are_not_in_the_set(tmp_
     assert not keys & {reserve.key(row) for row in range(len(reserve))}
     assert len(keys) + len(reserve) == 192
     assert len(pairs_source(clean.pairs).open()) == len(source)
+
+
+def test_features_and_what_stages_see_are_shared_and_not_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, cache = place_of(tmp_path, "uniform-40"), FeatureCache(tmp_path / "cache")
+    sources = pairs_source(place.pairs), pairs_source(place.right)
+    share_features(FrozenEncoders(Heads(), cache), sources)
+    tower, stages = (load(FrozenTower(), "float32", torch.device("cpu")) for load in (load_tower, load_stages))
+    right = sources[1].open()
+    alone = [encode_pictures(each, right, FeatureCache(tmp_path / "other"), 0) for each in (tower, stages)]
+    monkeypatch.setattr(teacher, "collect_images", lambda *_: pytest.fail("encoded again"))
+    for each, expected in zip((tower, stages), alone, strict=True):
+        found = encode_pictures(each, right, cache).tensors
+        assert bool(found["valid"].all())
+        torch.testing.assert_close(found["features"], expected.tensors["features"], rtol=1e-3, atol=1e-4)
+        encode_pictures(each, sources[0].open(), cache)
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_other_ones(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from troth.bench.settings import FOREIGN_PART, Place, Setting
 from troth.data import CaptionAssignment, EmbeddedSource, Noise, PartSource, Source, TarSource, atomic_path
 from troth.data.noise import caption_owner
 from troth.embed import FrozenEncoders
+from troth.train.teacher import encode_pictures, share_pictures
+from troth.train.teacher_tower import FrozenTower, load_stages
 
 
 def pairs_source(path: Path) -> TarSource:
@@ -79,17 +81,24 @@ def opaque_key(key: str) -> str:
 def share_features(frozen: FrozenEncoders, sources: Iterable[TarSource | PartSource]) -> None:
     """Compute the frozen features of the embedded pairs once, and cache those of noisy pairs by picking rows.
 
+    What the stages of the image encoder see, which the judge goes by, is shared likewise.
+
     Args:
         frozen: the encoders under the heads.
         sources: tars of :func:`prepare`, or parts of them.
     """
     whole = EmbeddedSource().open()
+    tower = load_stages(FrozenTower(), "float32", torch.device("cpu"))
+    assert tower is not None, "EfficientNet-Lite0 says what its stages see"
+    seen = encode_pictures(tower, whole, frozen.cache, num_workers=2)
+    assert bool(seen.tensors["valid"].all()), "every embedded picture can be read"
     row_of = {opaque_key(whole.key(row)): row for row in range(len(whole))}
     for source in (each.open() for each in sources):
         rows = [row_of[source.key(index)] for index in range(len(source))]
         same = all(source.read_image(index) == whole.read_image(row) for index, row in enumerate(rows))
         assert same, f"{source.name} has other pictures than the embedded pairs"
         frozen.share(whole, torch.tensor(rows), source)
+        share_pictures(tower, seen.tensors["features"], torch.tensor(rows), source, frozen.cache)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

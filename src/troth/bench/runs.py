@@ -259,11 +259,10 @@ def check_recipe(job: Job) -> None:
 
 
 def _prepare(jobs: Sequence[Job], frozen: FrozenEncoders, console: Console) -> None:
-    """Write the data of runs that share them, and compute the frozen features that heads take."""
+    """Write the data of runs that share them, and compute the frozen features that heads take, and judges go by."""
     place = jobs[0].place
     new = not place.pairs.is_file()
     prepare(place)
-    if jobs[0].regime == "heads":
-        share_features(frozen, (pairs_source(place.pairs), pairs_source(place.right)))
+    share_features(frozen, (pairs_source(place.pairs), pairs_source(place.right)))
     if new:
         console.print(f"{place.name}: written to {place.pairs.parent}", highlight=False)

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -149,12 +149,7 @@ def encode_pictures(
     """
     identity = picture_identity(source)
     return (cache or FeatureCache()).get_or_compute(
-        CacheKey(
-            weights=tower.weights,
-            data=identity.digest,
-            preprocessing=f"{DECODER}; {tower.preprocessing}",
-            dtype=tower.precision,
-        ),
+        _pictures_key(tower, identity.digest),
         lambda: collect_images(
             len(source),
             picture_batches(source, tower.transform, _PICTURES, num_workers),
@@ -163,6 +158,30 @@ def encode_pictures(
             identity.missing,
             on_progress,
         ),
+    )
+
+
+def share_pictures(
+    tower: Tower, features: Float[Tensor, "N F"], rows: Int64[Tensor, " M"], source: Source, cache: FeatureCache
+) -> None:
+    """Cache what :func:`encode_pictures` would return for a source whose pictures another one has.
+
+    Args:
+        tower: made the features.
+        features: ``(N, F)`` of the other source, all of whose pictures could be read.
+        rows: ``(M,)`` which sample of the other each of the source has the picture of.
+        source: M samples.
+        cache: where to keep them; what is there already stays.
+    """
+    key = _pictures_key(tower, picture_identity(source).digest)
+    if cache.load(key) is None:
+        tensors = {"features": features[rows], "valid": torch.ones(len(rows), dtype=torch.bool)}
+        cache.store(key, CacheEntry(tensors, {"ledger": "[]"}))
+
+
+def _pictures_key(tower: Tower, digest: str) -> CacheKey:
+    return CacheKey(
+        weights=tower.weights, data=digest, preprocessing=f"{DECODER}; {tower.preprocessing}", dtype=tower.precision
     )
 
 
