@@ -258,11 +258,17 @@ def check_recipe(job: Job) -> None:
         )
 
 
+def takes_features(recipe: Recipe) -> bool:
+    """Say whether frozen features of the pairs are needed: heads take them, judges and cached teachers go by them."""
+    return isinstance(recipe.model, Heads) or recipe.judge is not None or recipe.teacher is not None
+
+
 def _prepare(jobs: Sequence[Job], frozen: FrozenEncoders, console: Console) -> None:
     """Write the data of runs that share them, and compute the frozen features that heads take, and judges go by."""
     place = jobs[0].place
     new = not place.pairs.is_file()
     prepare(place)
-    share_features(frozen, (pairs_source(place.pairs), pairs_source(place.right)))
+    if any(takes_features(run_recipe(job.method, job.regime, job.place)) for job in jobs):
+        share_features(frozen, (pairs_source(place.pairs), pairs_source(place.right)))
     if new:
         console.print(f"{place.name}: written to {place.pairs.parent}", highlight=False)

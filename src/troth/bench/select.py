@@ -20,7 +20,7 @@ from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
 from troth.bench.methods import Method, Regime, base_recipe, method_named
 from troth.bench.results import wide_console
-from troth.bench.runs import discard_checkpoints, train_kept
+from troth.bench.runs import discard_checkpoints, takes_features, train_kept
 from troth.bench.settings import Place, Setting
 from troth.data import PartSource, atomic_path
 from troth.embed import FrozenEncoders
@@ -77,10 +77,11 @@ def run_select(
         recipe = selection_recipe(method, regime, place, settings)
         runs.setdefault(home / run_name(recipe), (settings, recipe))  # 0.5 and 0.50 are one
     spawn = get_context("spawn")
-    if not place.pairs.is_file() or regime == "heads":
+    share = any(takes_features(recipe) for _, recipe in runs.values())
+    if share or not place.pairs.is_file():
         # Only here are the captions as they were read, in a process that chooses nothing.
         with ProcessPoolExecutor(1, spawn, plain_worker) as pool:
-            pool.submit(prepare_selection, place, regime).result()
+            pool.submit(prepare_selection, place, share).result()
     pairs = pairs_source(place.pairs).open().fingerprint
 
     def is_still_one(folder: Path, each: Candidate) -> bool:
@@ -141,11 +142,11 @@ def selection_recipe(method: Method, regime: Regime, place: Place, settings: Seq
     )
 
 
-def prepare_selection(place: Place, regime: Regime) -> None:
-    """Write the noisy pairs, unless they are there, and compute the frozen features of their parts."""
+def prepare_selection(place: Place, share: bool) -> None:
+    """Write the noisy pairs, unless they are there, and compute the frozen features of their parts if needed."""
     if not place.pairs.is_file():
         prepare(place)
-    if regime == "heads":
+    if share:
         given = pairs_source(place.pairs)
         parts = (PartSource(given, stop=TRAINED), PartSource(given, start=TRAINED))
         share_features(FrozenEncoders(Heads(), num_workers=2), parts)
