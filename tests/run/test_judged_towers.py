@@ -124,8 +124,12 @@ def test_open_clips_encoders_do_not_say_what_their_stages_see() -> None:
     assert load_stages(encoder, "float32", torch.device("cpu")) is None
 
 
-def test_a_run_tells_of_it_and_draws_what_its_judge_kept(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_tells_of_it_and_draws_what_its_judge_kept(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(recipe_of(pictures), tmp_path / "run", progress=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"of {PAIRS - 1} pairs are wrong, by their features, words, stages (see " in said
     told = [json.loads(line)["key"] for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
     assert told == [f"{BROKEN:03d}.webp"]
 
@@ -133,6 +137,7 @@ def test_a_run_tells_of_it_and_draws_what_its_judge_kept(pictures: Path, tmp_pat
     assert judged is not None
     path = tmp_path / "other.parquet"
     table = parquet.read_table(tmp_path / "run" / JUDGEMENT_NAME)
+    assert table.schema.metadata[b"evidence"] == b"features words stages"
     kept = np.linspace(0, 1, len(table))
     parquet.write_table(table.set_column(2, "p_mismatch", [kept]), path)
     remembered = judged.remembered(path)

@@ -174,13 +174,22 @@ def held_against_others(view: View, owners: list[Rows]) -> list[Float[Tensor, "n
         view: of ``n`` samples, each picture in the row of the captions it was given.
         owners: ``(n,)`` the row of the captions that each picture has in each pairing.
     """
-    image_level = _rivals(view.image, view.text)
-    text_level = _rivals(view.text, view.image)
+    image_level, text_level = _rivals_of_both(view)
     numbers = []
     for owner in owners:
         fit = (view.image * view.text[owner]).sum(dim=1)
         numbers.append(torch.stack([fit, fit - image_level, fit - text_level[owner]], dim=1))
     return numbers
+
+
+def _rivals_of_both(view: View) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return :func:`_rivals` of the pictures and of the captions: of few, one matrix of products serves both."""
+    if len(view.image) > _CROWD:
+        return _rivals(view.image, view.text), _rivals(view.text, view.image)
+    products = (view.image @ view.text.T).fill_diagonal_(-torch.inf)
+    k = min(_RIVALS, len(products) - 1)
+    of_image, of_text = (each.topk(k, dim=1).values.mean(dim=1) for each in (products, products.T.contiguous()))
+    return of_image, of_text
 
 
 def _rivals(queries: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

@@ -58,12 +58,14 @@ class Judgement:
         p_mismatch: ``(N,)`` the probability that it is wrong.
         noise_rate: the estimated share of wrong pairs.
         alignment: of both modalities, by all pairs as far as they are right.
+        evidence: what it goes by: ``features``, and ``words`` and ``stages`` where they were given.
     """
 
     score: Float[Tensor, " N"]
     p_mismatch: Float[Tensor, " N"]
     noise_rate: float
     alignment: SpectralAlignment
+    evidence: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -114,6 +116,7 @@ def judge(
         p_mismatch=torch.from_numpy(last.found.p_mismatch),
         noise_rate=last.found.noise_rate,
         alignment=evidence.whitened.align(last.weights, chosen.dim, chosen.shrinkage),
+        evidence=("features", *["words"] * (words is not None), *["stages"] * (stages is not None)),
     )
 
 

@@ -66,6 +66,7 @@ def train(recipe: Recipe, folder: Path, *, frozen: FrozenEncoders | None = None,
                 built.noise.save(folder / NOISE_NAME)
             if built.judged is not None:
                 built.judged.save(folder / JUDGEMENT_NAME)
+                Console().print(f"{built.judged} (see {folder / JUDGEMENT_NAME})", highlight=False)
         return _finish(trainer, folder, resume=False)
 
 

@@ -35,8 +35,9 @@ from troth.types import STRICT
 
 JUDGEMENT_NAME = "judgement.parquet"
 
-#: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
-_PROCEDURE = "judge 2"
+#: Raised with every change of :mod:`troth.judge` that moves a number, and of what is kept of a judgement: those that
+#: were cached before are not read again then.
+_PROCEDURE = "judge 3"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -147,14 +148,19 @@ class JudgeConfig:
                 "noise_rate": torch.tensor([found.noise_rate], dtype=torch.float64),
                 **maps,
             }
-            return CacheEntry(tensors)
+            return CacheEntry(tensors, {"evidence": " ".join(found.evidence)})
 
-        stored = cache.get_or_compute(key, compute).tensors
+        entry = cache.get_or_compute(key, compute)
+        stored = entry.tensors
         image_map, text_map = (
             AffineMap(stored[f"{side}_mean"], stored[f"{side}_matrix"]) for side in ("image", "text")
         )
         return Judgement(
-            stored["score"], stored["p_mismatch"], float(stored["noise_rate"]), SpectralAlignment(image_map, text_map)
+            score=stored["score"],
+            p_mismatch=stored["p_mismatch"],
+            noise_rate=float(stored["noise_rate"]),
+            alignment=SpectralAlignment(image_map, text_map),
+            evidence=tuple(entry.notes["evidence"].split()),
         )
 
 
@@ -189,6 +195,10 @@ class JudgedPairs:
     draw_wrong: float = 1.0
     ledger: tuple[LedgerEntry, ...] = ()
 
+    def __str__(self) -> str:
+        rate, by = self.judgement.noise_rate, ", ".join(self.judgement.evidence)
+        return f"An estimated {rate:.1%} of {int(self.valid.sum()):,} pairs are wrong, by their {by}"
+
     @property
     def weight(self) -> Float[Tensor, " N"]:
         """``(N,)`` how much pairs count: their probability of being right; 0 where the picture could not be read."""
@@ -217,7 +227,7 @@ class JudgedPairs:
         return replace(self, judgement=replace(self.judgement, p_mismatch=probability))
 
     def save(self, path: Path) -> None:
-        """Write ``id``, ``score``, ``p_mismatch`` and ``weight`` as parquet, the noise rate in the metadata."""
+        """Write ``id``, ``score``, ``p_mismatch`` and ``weight`` as parquet; ``noise_rate``, ``evidence`` as metadata."""
         rows = self.valid.nonzero()[:, 0]
         probability = self.judgement.p_mismatch[rows].numpy()
         columns = {
@@ -226,7 +236,8 @@ class JudgedPairs:
             "p_mismatch": probability,
             "weight": self.weight[rows].numpy(),
         }
-        table = pa.table(columns).replace_schema_metadata({"noise_rate": str(self.judgement.noise_rate)})
+        metadata = {"noise_rate": str(self.judgement.noise_rate), "evidence": " ".join(self.judgement.evidence)}
+        table = pa.table(columns).replace_schema_metadata(metadata)
         with atomic_path(path) as temporary:
             parquet.write_table(table, temporary)
 
