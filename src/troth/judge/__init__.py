@@ -1,4 +1,4 @@
-"""Which pairs fit, going by frozen features and words: nothing is trained, nobody says how many are wrong."""
+"""Which pairs fit, going by frozen features, words and stages: nothing is trained, nobody says how many are wrong."""
 
 from __future__ import annotations
 

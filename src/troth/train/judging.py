@@ -1,4 +1,4 @@
-"""A judge of the training pairs: what frozen features and words say of each, carried along with every batch."""
+"""A judge of the training pairs: what frozen features, words and stages say of each, carried along with every batch."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class JudgedPairs:
         return replace(self, judgement=replace(self.judgement, p_mismatch=probability))
 
     def save(self, path: Path) -> None:
-        """Write ``id``, ``score``, ``p_mismatch`` and ``weight`` as parquet; ``noise_rate``, ``evidence`` as metadata."""
+        """Write ``id``, ``score``, ``p_mismatch``, ``weight`` as parquet; ``noise_rate``, ``evidence`` as metadata."""
         rows = self.valid.nonzero()[:, 0]
         probability = self.judgement.p_mismatch[rows].numpy()
         columns = {
