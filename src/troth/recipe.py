@@ -95,8 +95,8 @@ class Recipe:
         scale: the multiplier of the similarities.
         objective: what is minimised.
         teacher: whose image features an objective copies; None, unless the objective needs one.
-        judge: who says, from frozen features, which pairs are right; its weights and points go with the pairs. None:
-            nobody does.
+        judge: who says, by frozen features and words, which pairs are right; its weights and points go with the pairs.
+            None: nobody does.
         episodes: how training is cut into episodes whose clusters an objective learns from; None: it is not.
         unpaired: images and captions without pairs, learned from after the pairs; None: there are none.
         train: epochs, batch, optimiser, learning rate, precision, checkpoints.

@@ -16,7 +16,7 @@ from troth.bench import Order, run_robustness, runs
 from troth.bench.data import prepare
 from troth.bench.methods import METHODS, Method, method_named, run_recipe
 from troth.bench.results import read_results
-from troth.bench.runs import Job, score_job, train_job
+from troth.bench.runs import Job, score_job, sees_stages, takes_features, train_job
 from troth.bench.scores import JUDGEMENT_NAME, SCORE_NAME, Score, read_judgement, score_run
 from troth.bench.settings import Place, Setting
 from troth.data import CaptionAssignment
@@ -168,3 +168,17 @@ def test_a_judgement_that_cannot_be_used_is_one_line(
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / JUDGEMENT_NAME)
     with pytest.raises(UserError, match=message):
         read_judgement(tmp_path / JUDGEMENT_NAME, 2)
+
+
+def test_frozen_features_are_made_for_heads_judges_and_cached_teachers_and_stages_for_judges_that_see_them() -> None:
+    def needs(name: str, *settings: str) -> tuple[bool, bool]:
+        recipe = recipes.load(name, settings)
+        return takes_features(recipe), sees_stages(recipe)
+
+    assert needs("heads-infonce") == (True, False)
+    assert needs("small-infonce") == (False, False)
+    assert needs("robust") == (True, True)
+    assert needs("robust-small", "judge.stages=true") == (True, True)
+    assert needs("robust-small", "judge.stages=false") == (True, False)
+    assert needs("small-saco-mimic", "teacher.kind=cached") == (True, False)
+    assert needs("small-saco-mimic", "teacher.kind=online") == (False, False)

@@ -78,27 +78,26 @@ def opaque_key(key: str) -> str:
     return f"pair-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
 
-def share_features(frozen: FrozenEncoders, sources: Iterable[TarSource | PartSource]) -> None:
+def share_features(frozen: FrozenEncoders, sources: Iterable[TarSource | PartSource], *, stages: bool = True) -> None:
     """Compute the frozen features of the embedded pairs once, and cache those of noisy pairs by picking rows.
-
-    What the stages of the image encoder see, which the judge goes by, is shared likewise.
 
     Args:
         frozen: the encoders under the heads.
         sources: tars of :func:`prepare`, or parts of them.
+        stages: whether judges will see intermediate features too, which are shared likewise.
     """
     whole = EmbeddedSource().open()
-    tower = load_stages(FrozenTower(), "float32", torch.device("cpu"))
-    assert tower is not None, "EfficientNet-Lite0 says what its stages see"
-    seen = encode_pictures(tower, whole, frozen.cache, num_workers=2)
-    assert bool(seen.tensors["valid"].all()), "every embedded picture can be read"
+    tower = load_stages(FrozenTower(), "float32", torch.device("cpu")) if stages else None
     row_of = {opaque_key(whole.key(row)): row for row in range(len(whole))}
     for source in (each.open() for each in sources):
         rows = [row_of[source.key(index)] for index in range(len(source))]
         same = all(source.read_image(index) == whole.read_image(row) for index, row in enumerate(rows))
         assert same, f"{source.name} has other pictures than the embedded pairs"
         frozen.share(whole, torch.tensor(rows), source)
-        share_pictures(tower, seen.tensors["features"], torch.tensor(rows), source, frozen.cache)
+        if tower is not None:
+            seen = encode_pictures(tower, whole, frozen.cache, num_workers=2)
+            assert bool(seen.tensors["valid"].all()), "every embedded picture can be read"
+            share_pictures(tower, seen.tensors["features"], torch.tensor(rows), source, frozen.cache)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

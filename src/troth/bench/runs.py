@@ -29,6 +29,7 @@ from troth.run.opened import RECIPE_NAME, read_recipe
 from troth.run.training import resume, train
 from troth.train import Checkpoints
 from troth.train.resume import holds_run
+from troth.train.teacher import CachedTeacher
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,13 @@ def check_recipe(job: Job) -> None:
 
 def takes_features(recipe: Recipe) -> bool:
     """Say whether frozen features of the pairs are needed: heads take them, judges and cached teachers go by them."""
-    return isinstance(recipe.model, Heads) or recipe.judge is not None or recipe.teacher is not None
+    cached = isinstance(recipe.teacher, CachedTeacher)
+    return isinstance(recipe.model, Heads) or recipe.judge is not None or cached
+
+
+def sees_stages(recipe: Recipe) -> bool:
+    """Say whether a judge goes by the image encoder's intermediate features too."""
+    return recipe.judge is not None and recipe.judge.stages
 
 
 def _prepare(jobs: Sequence[Job], frozen: FrozenEncoders, console: Console) -> None:
@@ -268,7 +275,9 @@ def _prepare(jobs: Sequence[Job], frozen: FrozenEncoders, console: Console) -> N
     place = jobs[0].place
     new = not place.pairs.is_file()
     prepare(place)
-    if any(takes_features(run_recipe(job.method, job.regime, job.place)) for job in jobs):
-        share_features(frozen, (pairs_source(place.pairs), pairs_source(place.right)))
+    taking = [recipe for job in jobs if takes_features(recipe := run_recipe(job.method, job.regime, job.place))]
+    if taking:
+        sources = (pairs_source(place.pairs), pairs_source(place.right))
+        share_features(frozen, sources, stages=any(map(sees_stages, taking)))
     if new:
         console.print(f"{place.name}: written to {place.pairs.parent}", highlight=False)

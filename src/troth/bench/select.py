@@ -20,7 +20,7 @@ from troth.bench.data import pairs_source, prepare, share_features
 from troth.bench.guard import forbidden, guarded_worker, plain_worker
 from troth.bench.methods import Method, Regime, base_recipe, method_named
 from troth.bench.results import wide_console
-from troth.bench.runs import discard_checkpoints, takes_features, train_kept
+from troth.bench.runs import discard_checkpoints, sees_stages, takes_features, train_kept
 from troth.bench.settings import Place, Setting
 from troth.data import PartSource, atomic_path
 from troth.embed import FrozenEncoders
@@ -77,11 +77,11 @@ def run_select(
         recipe = selection_recipe(method, regime, place, settings)
         runs.setdefault(home / run_name(recipe), (settings, recipe))  # 0.5 and 0.50 are one
     spawn = get_context("spawn")
-    share = any(takes_features(recipe) for _, recipe in runs.values())
-    if share or not place.pairs.is_file():
+    taking = [recipe for _, recipe in runs.values() if takes_features(recipe)]
+    if taking or not place.pairs.is_file():
         # Only here are the captions as they were read, in a process that chooses nothing.
         with ProcessPoolExecutor(1, spawn, plain_worker) as pool:
-            pool.submit(prepare_selection, place, share).result()
+            pool.submit(prepare_selection, place, bool(taking), any(map(sees_stages, taking))).result()
     pairs = pairs_source(place.pairs).open().fingerprint
 
     def is_still_one(folder: Path, each: Candidate) -> bool:
@@ -142,14 +142,14 @@ def selection_recipe(method: Method, regime: Regime, place: Place, settings: Seq
     )
 
 
-def prepare_selection(place: Place, share: bool) -> None:
-    """Write the noisy pairs, unless they are there, and compute the frozen features of their parts if needed."""
+def prepare_selection(place: Place, features: bool, stages: bool) -> None:
+    """Write the noisy pairs, unless they are there, and compute their parts' frozen features, and stages, if asked."""
     if not place.pairs.is_file():
         prepare(place)
-    if share:
+    if features:
         given = pairs_source(place.pairs)
         parts = (PartSource(given, stop=TRAINED), PartSource(given, start=TRAINED))
-        share_features(FrozenEncoders(Heads(), num_workers=2), parts)
+        share_features(FrozenEncoders(Heads(), num_workers=2), parts, stages=stages)
 
 
 def run_name(recipe: Recipe) -> str:

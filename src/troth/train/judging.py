@@ -35,17 +35,18 @@ from troth.types import STRICT
 
 JUDGEMENT_NAME = "judgement.parquet"
 
-#: Raised with every change of :mod:`troth.judge` that moves a number, and of what is kept of a judgement: those that
-#: were cached before are not read again then.
-_PROCEDURE = "judge 3"
+#: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
+_PROCEDURE = "judge 2"
+#: Raised with every change of what the cache keeps of a judgement, which is the same judgement.
+_KEPT = f"{_PROCEDURE}; with what it went by"
 
 
 @dataclass(frozen=True, config=STRICT)
 class JudgeConfig:
     """A judge of the training pairs (:mod:`troth.judge`), and the frozen features it goes by.
 
-    Heads are judged by the features they take themselves, and by words; ``encoder``, ``text_encoder`` and ``precision``
-    are for towers.
+    Heads are judged by the features they take themselves, by words, and by the stages of the encoder that made these
+    features; ``encoder``, ``text_encoder`` and ``precision`` are for towers.
 
     Attributes:
         encoder: of the pictures, by default EfficientNet-Lite0 of the extra ``troth[demo]``.
@@ -128,7 +129,7 @@ class JudgeConfig:
         content = hash_tensors(known)
         content += hash_texts(["\n".join(group) for group in captions])
         key = CacheKey(
-            weights=_PROCEDURE, data=content, preprocessing=f"{self.procedure!r}; words {self.words}; seed {seed}"
+            weights=_KEPT, data=content, preprocessing=f"{self.procedure!r}; words {self.words}; seed {seed}"
         )
 
         def compute() -> CacheEntry:
@@ -196,7 +197,8 @@ class JudgedPairs:
     ledger: tuple[LedgerEntry, ...] = ()
 
     def __str__(self) -> str:
-        rate, by = self.judgement.noise_rate, ", ".join(self.judgement.evidence)
+        rate, evidence = self.judgement.noise_rate, self.judgement.evidence
+        by = " and ".join(filter(None, (", ".join(evidence[:-1]), evidence[-1])))
         return f"An estimated {rate:.1%} of {int(self.valid.sum()):,} pairs are wrong, by their {by}"
 
     @property
