@@ -7,7 +7,7 @@
 * ``fit``: only how well a picture and a caption fit each other in each view;
 * ``fit, rivals``: also what the best others reach with the picture and with the caption;
 * ``fit, rivals, words``: also the captions' words;
-* ``fit, rivals, words, stages``: also the image encoder's intermediate features, as the robust recipe's judge.
+* ``fit, rivals, words, stages``: also the image encoder's intermediate features, as the robust recipes' judge.
 
 After two rounds and after five, two areas under curves are printed: ``given`` tells given pairs from re-paired ones,
 out of fold, and needs no answers, so that it may choose; ``wrong`` tells wrong pairs from right ones by the answers,

@@ -178,7 +178,7 @@ def test_frozen_features_are_made_for_heads_judges_and_cached_teachers_and_stage
     assert needs("heads-infonce") == (True, False)
     assert needs("small-infonce") == (False, False)
     assert needs("robust") == (True, True)
-    assert needs("robust-small", "judge.stages=true") == (True, True)
+    assert needs("robust-small") == (True, True)
     assert needs("robust-small", "judge.stages=false") == (True, False)
     assert needs("small-saco-mimic", "teacher.kind=cached") == (True, False)
     assert needs("small-saco-mimic", "teacher.kind=online") == (False, False)

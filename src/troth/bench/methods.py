@@ -120,8 +120,9 @@ METHODS = (
     _ablation("no drawing", "judge.draw_wrong=1.0", heads=False),
     _ablation("no distillation", "objective.terms.1.0=0.0"),
     _ablation("no feature distillation", "objective.terms.2.0=0.0", heads=False),
+    _ablation("no affinities", "objective.terms.3.0=0.0", "objective.terms.4.0=0.0", heads=False),
     _ablation("no words", "judge.words=false"),
-    _ablation("no stages", "judge.stages=false", small=False),
+    _ablation("no stages", "judge.stages=false"),
     _ablation("no map", "model.skip=none", small=False),
     _ablation("map alone", "train.optimizer.learning_rate=1e-9", small=False),
 )
