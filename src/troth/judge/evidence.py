@@ -183,12 +183,12 @@ def held_against_others(view: View, owners: list[Rows]) -> list[Float[Tensor, "n
 
 
 def _rivals_of_both(view: View) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Return :func:`_rivals` of the pictures and of the captions.
+    """Return the mean of the largest products with the others of the other side, of the pictures and of the captions.
 
     Of few, one matrix of products serves both: at most 2,048 rows square, 16 MB, whatever the data.
     """
     if len(view.image) > _CROWD:
-        return _rivals(view.image, view.text), _rivals(view.text, view.image)
+        return _rivals_in_crowd(view.image, view.text), _rivals_in_crowd(view.text, view.image)
     products = (view.image @ view.text.T).fill_diagonal_(-torch.inf)
     k = min(_RIVALS, len(products) - 1)
     # Rows are searched in place, columns are not: a copy costs less than striding.
@@ -196,18 +196,15 @@ def _rivals_of_both(view: View) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"
     return of_image, of_text
 
 
-def _rivals(queries: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+def _rivals_in_crowd(queries: Float[Tensor, "n d"], candidates: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Return the mean of the largest products with some candidates, the one in the query's own row left out.
 
-    Of many, candidates at even steps are taken: rows are in the order of the data, which may mean something.
+    Candidates at even steps are taken: rows are in the order of the data, which may mean something.
     """
-    crowd = torch.arange(len(candidates))
-    if len(crowd) > _CROWD:
-        crowd = torch.linspace(0, len(candidates) - 1, _CROWD).long()
-    k = min(_RIVALS, len(crowd) - 1)
+    crowd = torch.linspace(0, len(candidates) - 1, _CROWD).long()
     levels = []
     for part in tiles(len(queries), TILE[0]):
         products = queries[part] @ candidates[crowd].T
         own = torch.arange(len(queries))[part].unsqueeze(1) == crowd
-        levels.append(products.masked_fill_(own, -torch.inf).topk(k, dim=1).values.mean(dim=1))
+        levels.append(products.masked_fill_(own, -torch.inf).topk(_RIVALS, dim=1).values.mean(dim=1))
     return torch.cat(levels)
