@@ -51,8 +51,7 @@ def test_the_judgement_is_written_beside_the_run_and_finds_the_wrong_pairs(folde
     assert table.column_names == ["id", "score", "p_mismatch", "weight"]
     assert roc_auc_score(wrong, table["p_mismatch"].to_numpy()) > 0.85
     np.testing.assert_allclose(table["weight"].to_numpy(), 1 - table["p_mismatch"].to_numpy())
-    rate = float(table.schema.metadata[b"noise_rate"])
-    assert rate == pytest.approx(0.4, abs=0.2)
+    assert float(table.schema.metadata[b"noise_rate"]) == pytest.approx(0.4, abs=0.2)
     assert table.schema.metadata[b"evidence"] == b"features"
 
 

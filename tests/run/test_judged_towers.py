@@ -129,7 +129,7 @@ def test_a_run_tells_of_it_and_draws_what_its_judge_kept(
 ) -> None:
     train(recipe_of(pictures), tmp_path / "run", progress=False)
     said = " ".join(capsys.readouterr().out.split())
-    assert f"of {PAIRS - 1} pairs are wrong, by their features, words and stages (see " in said
+    assert f"of {PAIRS - 1} pairs are wrong, going by features, words, stages (see " in said
     told = [json.loads(line)["key"] for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
     assert told == [f"{BROKEN:03d}.webp"]
 

@@ -197,9 +197,8 @@ class JudgedPairs:
     ledger: tuple[LedgerEntry, ...] = ()
 
     def __str__(self) -> str:
-        rate, evidence = self.judgement.noise_rate, self.judgement.evidence
-        by = " and ".join(filter(None, (", ".join(evidence[:-1]), evidence[-1])))
-        return f"An estimated {rate:.1%} of {int(self.valid.sum()):,} pairs are wrong, by their {by}"
+        rate, evidence = self.judgement.noise_rate, ", ".join(self.judgement.evidence)
+        return f"An estimated {rate:.1%} of {int(self.valid.sum()):,} pairs are wrong, going by {evidence}"
 
     @property
     def weight(self) -> Float[Tensor, " N"]:
