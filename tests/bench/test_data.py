@@ -83,7 +83,7 @@ def test_features_and_what_stages_see_are_shared_and_not_encoded_again(
 ) -> None:
     place, cache = place_of(tmp_path, "uniform-40"), FeatureCache(tmp_path / "cache")
     sources = pairs_source(place.pairs), pairs_source(place.right)
-    share_features(FrozenEncoders(Heads(), cache), sources)
+    share_features(FrozenEncoders(Heads(), cache), sources, stages=True)
     tower, stages = (load(FrozenTower(), "float32", torch.device("cpu")) for load in (load_tower, load_stages))
     right = sources[1].open()
     alone = [encode_pictures(each, right, FeatureCache(tmp_path / "other"), 0) for each in (tower, stages)]

@@ -78,7 +78,7 @@ def opaque_key(key: str) -> str:
     return f"pair-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
 
-def share_features(frozen: FrozenEncoders, sources: Iterable[TarSource | PartSource], *, stages: bool = True) -> None:
+def share_features(frozen: FrozenEncoders, sources: Iterable[TarSource | PartSource], *, stages: bool) -> None:
     """Compute the frozen features of the embedded pairs once, and cache those of noisy pairs by picking rows.
 
     Args:
@@ -88,16 +88,16 @@ def share_features(frozen: FrozenEncoders, sources: Iterable[TarSource | PartSou
     """
     whole = EmbeddedSource().open()
     tower = load_stages(FrozenTower(), "float32", torch.device("cpu")) if stages else None
+    seen = None if tower is None else encode_pictures(tower, whole, frozen.cache, num_workers=2).tensors
     row_of = {opaque_key(whole.key(row)): row for row in range(len(whole))}
     for source in (each.open() for each in sources):
         rows = [row_of[source.key(index)] for index in range(len(source))]
         same = all(source.read_image(index) == whole.read_image(row) for index, row in enumerate(rows))
         assert same, f"{source.name} has other pictures than the embedded pairs"
         frozen.share(whole, torch.tensor(rows), source)
-        if tower is not None:
-            seen = encode_pictures(tower, whole, frozen.cache, num_workers=2)
-            assert bool(seen.tensors["valid"].all()), "every embedded picture can be read"
-            share_pictures(tower, seen.tensors["features"], torch.tensor(rows), source, frozen.cache)
+        if tower is not None and seen is not None:
+            assert bool(seen["valid"].all()), "every embedded picture can be read"
+            share_pictures(tower, seen["features"], torch.tensor(rows), source, frozen.cache)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
