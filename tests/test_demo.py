@@ -11,7 +11,7 @@ from troth.demo import METHODS, run_demo
 from troth.report import ReportData
 
 #: How many samples of each split take part; every one of a test's emoji must keep its name among the classes.
-SIZES = {"train": 192, "style-shift": 96, "retrieval": 48, "concept": 24}
+SIZES = {"train": 240, "style-shift": 96, "retrieval": 48, "concept": 24}
 
 
 @pytest.fixture
@@ -40,14 +40,14 @@ def test_the_demo_trains_evaluates_audits_and_reports(
         assert len(method.loss_curve.step) >= 2
     for method in data.methods[:2]:
         assert method.true_noise_rate == pytest.approx(0.25)
-        assert sum(method.histogram.wrong) == 48
+        assert sum(method.histogram.wrong) == 60
         table = AuditTable.read(out / method.name / "audit.parquet")
-        assert len(table) == 192
+        assert len(table) == 240
     assert len(data.suspicious) == 24
 
     page = (out / "report.html").read_text(encoding="utf-8")
     assert data.suspicious[0].caption.split("&")[0] in page
-    assert ReportData.load(out / "report").title == data.title == "Learning from 192 pairs, 25% of them wrong"
+    assert ReportData.load(out / "report").title == data.title == "Learning from 240 pairs, 25% of them wrong"
     assert "AUROC" in capsys.readouterr().out
     ceiling = json.loads((out / "clean" / "evaluation.json").read_text())
     assert ceiling["standard_errors"]

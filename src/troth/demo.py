@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from troth import recipe as recipes
-from troth.audit import AuditTable, SimilarityHistogram, Truth, against_truth, fit_mixture, similarity_histogram
+from troth.audit import AuditTable, Judged, SimilarityHistogram, Truth, against_truth, fit_mixture, similarity_histogram
 from troth.data import CaptionAssignment, EmbeddedSource, Source
 from troth.embed import Embedder, FrozenEncoders
 from troth.encoders import Heads
@@ -46,7 +46,7 @@ from troth.run.build import build_model
 from troth.run.scoring import audit_source
 from troth.run.training import feature_progress
 from troth.similarity import topk
-from troth.train import read_log
+from troth.train import JUDGEMENT_NAME, read_log
 
 METRICS = (
     Metric("style-shift/top1", "top-1", "The right name among all 1,906 emoji names.", group="Zero-shot, unseen style"),
@@ -100,16 +100,17 @@ METHODS = (
         "CLIP's loss: every given pair is taken for the truth.",
     ),
     Method(
-        "generalized_ce",
-        "heads-generalized-ce",
-        "Generalised CE",
-        "InfoNCE with a bounded loss: a pair the model finds impossible pulls almost not at all.",
+        "robust",
+        "robust",
+        "Robust",
+        "Troth's default: a judge of frozen features weighs every pair before training, and teaches. It is told "
+        "neither which pairs are wrong nor how many. Its training time is that of judging too.",
     ),
     Method(
         "clean",
         "heads-infonce",
         "InfoNCE, no wrong captions",
-        "What InfoNCE would have learnt from the same pictures with their own captions: the ceiling for mending.",
+        "What InfoNCE would have learnt from the same pictures with their own captions.",
         noisy=False,
     ),
 )
@@ -155,7 +156,7 @@ def run_demo(out: Path, *, noise: float = 0.3, seed: int = 0, settings: Sequence
     console.print("[bold]Frozen features of all pictures and captions[/] (once; then from the cache)")
     with feature_progress(True) as on_progress:
         frozen = FrozenEncoders(model, on_progress=on_progress, num_workers=2)
-        # Before any training, so that the methods' times are those of training alone.
+        # Before any training, so that the methods' times are those of training, and of judging, alone.
         build(chosen[0], frozen=frozen).stream()
         run_tasks(chosen[0], build_model(chosen[0]), frozen=frozen)
     console.print(f"  {time.monotonic() - started:.0f} s", highlight=False)
@@ -192,30 +193,35 @@ def _recipe(method: Method, noise: float, seed: int, settings: Sequence[str]) ->
 
 
 def _run(method: Method, recipe: Recipe, folder: Path, frozen: FrozenEncoders) -> Outcome:
-    trained = train(recipe, folder, frozen=frozen)
+    started = time.monotonic()
+    train(recipe, folder, frozen=frozen)
+    seconds = time.monotonic() - started  # the judge's included
     embedder = Embedder(open_run(folder).model, frozen=frozen)
     results = run_tasks(recipe, embedder.model, frozen=frozen)
     log = read_log(folder, "train")
     steps = tuple(float(record["step"]) for record in log)
     curves = {name: Curve(steps, tuple(float(record[name]) for record in log)) for name in ("loss", "scale")}
-    outcome = Outcome(method, embedder, results, curves, trained.seconds)
+    outcome = Outcome(method, embedder, results, curves, seconds)
     if not method.noisy:
         return outcome
     built = build(recipe, frozen=frozen)
     assert isinstance(built.noise, CaptionAssignment)
-    table = audit_source(embedder, built.source, built.noise)
+    judgement = folder / JUDGEMENT_NAME
+    judged = Judged.read(judgement, len(built.source)) if judgement.is_file() else None
+    table = audit_source(embedder, built.source, built.noise, judged=judged)
     table.write(folder / "audit.parquet")
-    mismatched = built.noise.mismatched[table.id]
-    truth = against_truth(table.score, mismatched, estimated_rate=fit_mixture(table.score).noise_rate)
-    histogram = similarity_histogram(table.score, mismatched)
-    return Outcome(method, embedder, results, curves, trained.seconds, table, truth, histogram)
+    histogram = similarity_histogram(table.score, built.noise.mismatched[table.id])
+    if judged is None:
+        judged = Judged(table.id, table.score, fit_mixture(table.score).noise_rate, table.p_mismatch)
+    truth = against_truth(judged.score, built.noise.mismatched[judged.id], estimated_rate=judged.noise_rate)
+    return dataclasses.replace(outcome, audit=table, truth=truth, histogram=histogram)
 
 
 def _report_data(
     outcomes: Sequence[Outcome], source: Source, noise: CaptionAssignment, command: str, seed: int, seconds: float
 ) -> ReportData:
     images: dict[str, bytes] = {}
-    audited = max((o for o in outcomes if o.truth is not None), key=lambda o: o.method.name == "generalized_ce")
+    audited = max((o for o in outcomes if o.truth is not None), key=lambda o: o.method.name == "robust")
     suspicious = _suspicious(audited, source, noise, images)
     retrieval = EmbeddedSource(split="retrieval").open()
     examples = _examples(outcomes, retrieval, images)

@@ -51,10 +51,13 @@ def test_wrong_pairs_are_dropped_and_their_own_captions_suggested() -> None:
     np.testing.assert_array_equal(table.kept(), np.arange(60, 200) + 1000)
 
 
-def test_the_most_suspicious_are_the_lowest_scores_and_ties_stay_in_order() -> None:
+def test_the_most_suspicious_are_the_likeliest_then_the_lowest_scores_and_ties_stay_in_order() -> None:
     table, _ = noisy_table()
-    tied = replace(table, score=np.array([3.0, 1.0, 2.0, 1.0] + [9.0] * 196))
+    unknown = replace(table, p_mismatch=np.full(200, np.nan))
+    tied = replace(unknown, score=np.array([3.0, 1.0, 2.0, 1.0] + [9.0] * 196))
     assert tied.most_suspicious(3).tolist() == [1, 3, 2]
+    judged = replace(tied, p_mismatch=np.array([0.5, 0.1, 0.9, 0.5] + [0.0] * 195 + [np.nan]))
+    assert judged.most_suspicious(4).tolist() == [2, 3, 0, 1]
     assert len(tied.most_suspicious(1000)) == 200
 
 

@@ -12,17 +12,19 @@ import pytest
 
 from tests.bench import small
 from troth import recipe as recipes
+from troth.audit import Judged
 from troth.bench import Order, run_robustness, runs
 from troth.bench.data import prepare
 from troth.bench.methods import METHODS, Method, method_named, run_recipe
 from troth.bench.results import read_results
 from troth.bench.runs import Job, score_job, sees_stages, takes_features, train_job
-from troth.bench.scores import JUDGEMENT_NAME, SCORE_NAME, Score, read_judgement, score_run
+from troth.bench.scores import SCORE_NAME, Score, score_run
 from troth.bench.settings import Place, Setting
 from troth.data import CaptionAssignment
 from troth.errors import UserError
 from troth.run import resume
 from troth.run.opened import find_checkpoint
+from troth.train import JUDGEMENT_NAME
 
 
 @pytest.mark.usefixtures("small_yardstick")
@@ -167,7 +169,7 @@ def test_a_judgement_that_cannot_be_used_is_one_line(
 ) -> None:
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / JUDGEMENT_NAME)
     with pytest.raises(UserError, match=message):
-        read_judgement(tmp_path / JUDGEMENT_NAME, 2)
+        Judged.read(tmp_path / JUDGEMENT_NAME, 2)
 
 
 def test_frozen_features_are_made_for_heads_judges_and_cached_teachers_and_stages_for_judges_that_see_them() -> None:

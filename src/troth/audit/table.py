@@ -99,8 +99,8 @@ class AuditTable:
         return len(self.id)
 
     def most_suspicious(self, count: int) -> Int64Array:
-        """Return the rows of the ``count`` lowest scores, the lowest first; ties stay in order."""
-        rows: Int64Array = self.score.argsort(kind="stable")[:count]
+        """Return the rows of the ``count`` pairs most likely wrong, of equally likely ones the lowest scores."""
+        rows: Int64Array = np.lexsort((self.score, -np.nan_to_num(self.p_mismatch)))[:count]
         return rows
 
     def write(self, path: Path) -> None:

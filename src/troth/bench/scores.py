@@ -6,12 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from troth.audit import against_truth, fit_mixture, pair_scores
+from troth.audit import Judged, against_truth, fit_mixture, pair_scores
 from troth.bench.data import pairs_source
 from troth.bench.settings import Place
 from troth.data import CaptionAssignment, Source, atomic_path
@@ -22,11 +17,9 @@ from troth.evaluate.result import TaskResult
 from troth.recipe import EvaluationConfig
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import caption_points, flatten, run_tasks
+from troth.train import JUDGEMENT_NAME
 
 SCORE_NAME = "score.json"
-#: What a method that judges the pairs itself leaves in its run: columns ``id`` and ``score``, and the noise rate.
-JUDGEMENT_NAME = "judgement.parquet"
-_RATE = b"noise_rate"
 
 #: The metrics of the tests, by their names in the results.
 TESTS = {
@@ -103,7 +96,7 @@ def score_run(
     mismatched = CaptionAssignment.load(place.answers).mismatched
     own = folder / JUDGEMENT_NAME
     by_judgement = own.is_file() and not of_right_pairs
-    judged = read_judgement(own, len(source)) if by_judgement else _similarities(run, source, frozen)
+    judged = Judged.read(own, len(source)) if by_judgement else _similarities(run, source, frozen)
     truth = against_truth(judged.score, mismatched[judged.id], estimated_rate=judged.noise_rate)
     return Score(
         regime=regime,
@@ -122,55 +115,14 @@ def score_run(
     )
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Scores of pairs.
-
-    Attributes:
-        id: ``(Q,)`` sample ids.
-        score: ``(Q,)`` higher is a better fit.
-        noise_rate: estimated share of wrong pairs; NaN if unknown.
-    """
-
-    id: npt.NDArray[np.int64]
-    score: npt.NDArray[np.float64]
-    noise_rate: float
-
-
-def read_judgement(path: Path, num_pairs: int) -> Judged:
-    """Read a method's own judgement of its training pairs.
-
-    Args:
-        path: a parquet file with the columns ``id`` and ``score``, and ``noise_rate`` in the metadata of its schema.
-        num_pairs: how many pairs there are.
-
-    Raises:
-        UserError: if the file lacks something, or judges pairs that are not there, or one twice.
-    """
-    try:
-        table = pq.read_table(path, columns=["id", "score"])
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise UserError(f"not a judgement: {str(error).splitlines()[0]}", where=str(path)) from None
-    missing = {"id", "score"} - set(table.column_names)
-    if missing:
-        raise UserError(f"not a judgement: no column {', '.join(sorted(missing))}", where=str(path))
-    number = table["id"].to_numpy().astype(np.int64)
-    if len(np.unique(number)) != len(number) or ((number < 0) | (number >= num_pairs)).any():
-        raise UserError(f"its ids are not distinct numbers of {num_pairs} pairs", where=str(path))
-    try:
-        rate = float((table.schema.metadata or {}).get(_RATE, b"nan"))
-    except ValueError:
-        raise UserError("the noise_rate of its metadata is no number", where=str(path)) from None
-    return Judged(number, table["score"].to_numpy().astype(np.float64), rate)
-
-
 def _similarities(run: OpenedRun, source: Source, frozen: FrozenEncoders | None) -> Judged:
     """Judge the given pairs by the model's similarities."""
     embedder = Embedder(run.model, frozen=frozen, num_workers=0)
     index, image = embedder.images(source)
     text = caption_points(embedder, [source.captions(i) for i in index.tolist()])
     score = pair_scores(image, text, embedder.geometry)
-    return Judged(index.numpy(), score, fit_mixture(score).noise_rate)
+    mixture = fit_mixture(score)
+    return Judged(index.numpy(), score, mixture.noise_rate, mixture.p_mismatch)
 
 
 def _tests(run: OpenedRun, frozen: FrozenEncoders | None) -> list[TaskResult]:

@@ -78,7 +78,7 @@ def headline(data: ReportData) -> str:
 
 
 def _gap_closed(data: ReportData, method: MethodResult) -> str:
-    """Say how much of the way from the baseline to a ceiling a better method goes, by the first metric."""
+    """Say how much of the way from the baseline to a ceiling, or beyond, a better method goes, by the first metric."""
     name, reference = data.metrics[0].name, data.reference
     ceiling = next((other for other in data.methods if other.ceiling and name in other.metrics), None)
     if ceiling is None:
@@ -87,7 +87,8 @@ def _gap_closed(data: ReportData, method: MethodResult) -> str:
     part = method.metrics[name].value - reference.metrics[name].value
     if whole == 0 or part / whole <= 0:
         return ""
-    return f", {part / whole:.0%} of the way to {ceiling.label} ({show(ceiling.metrics[name], data.metrics[0])})"
+    there = f"{ceiling.label} ({show(ceiling.metrics[name], data.metrics[0])})"
+    return f", beyond {there}" if part / whole > 1 else f", {part / whole:.0%} of the way to {there}"
 
 
 def difference(data: ReportData, method: MethodResult, metric: Metric) -> Estimate | None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from pyarrow import parquet
+from jaxtyping import Float
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from troth.audit import AuditTable, Mixture, audit_pairs
+from troth.audit import AuditTable, Judged, audit_pairs
 from troth.data import CaptionAssignment, Source, atomic_path, caption_owner, carries_vectors, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
 from troth.encoders import ContrastiveModel, export_flat, export_open_clip, has_open_clip_form
@@ -171,7 +168,7 @@ def audit_source(
     source: Source,
     noise: CaptionAssignment | None = None,
     reserve: Source | None = None,
-    judgement: Path | None = None,
+    judged: Judged | None = None,
 ) -> AuditTable:
     """Score every readable pair of a source, with the captions it was trained with.
 
@@ -180,8 +177,8 @@ def audit_source(
         source: the pairs.
         noise: whose captions they were given; None for their own.
         reserve: where foreign captions came from, if any did.
-        judgement: the table of a judge who looked at these pairs before training. Its probabilities of a mismatch then
-            stand in the table, in place of a mixture's; similarities and suggestions are the model's.
+        judged: what a judge thought of these pairs before training. These probabilities of a mismatch then stand in the
+            table, in place of a mixture's; similarities and suggestions are the model's.
     """
     if reserve is not None:
         embedder.meet(reserve)
@@ -198,20 +195,8 @@ def audit_source(
         keys=[source.key(i) for i in index.tolist()],
         captions=[group[0] for group in captions],
         caption_keys=keys,
-        mixture=None if judgement is None else _as_mixture(judgement, index),
+        mixture=None if judged is None else judged.mixture(index.numpy()),
     )
-
-
-def _as_mixture(judgement: Path, index: Int64[Tensor, " Q"]) -> Mixture:
-    """Return a judge's probabilities for some samples, as an audit takes them; NaN for those it has not seen."""
-    table = parquet.read_table(judgement)
-    probability = torch.full((int(index.max()) + 1 if len(index) else 0,), torch.nan, dtype=torch.float64)
-    ids = torch.from_numpy(table["id"].to_numpy().copy())
-    known = ids < len(probability)
-    probability[ids[known]] = torch.from_numpy(table["p_mismatch"].to_numpy().copy())[known]
-    rate = float(table.schema.metadata[b"noise_rate"])
-    unknown = (math.nan, math.nan)
-    return Mixture(True, probability[index].numpy(), rate, means=unknown, deviations=unknown, note="not judged")
 
 
 def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> None:
@@ -221,8 +206,8 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
     noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
     embedder = Embedder(run.model, FeatureCache())
     judgement = folder / JUDGEMENT_NAME
-    judged = judgement.is_file() and noise is not None
-    table = audit_source(embedder, built.source, noise, built.reserve, judgement if judged else None)
+    judged = Judged.read(judgement, len(built.source)) if judgement.is_file() and noise is not None else None
+    table = audit_source(embedder, built.source, noise, built.reserve, judged)
     table.write(out)
     console = Console()
     _say_unreadable(embedder, console)
@@ -231,10 +216,7 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
     shown = Table(title="Most suspicious pairs")
     for heading, width in (("key", None), ("given caption", None), ("score", 6), ("decision", 8)):
         shown.add_column(heading, overflow="ellipsis", no_wrap=True, min_width=width)
-    suspicious = (
-        np.argsort(-np.nan_to_num(table.p_mismatch), kind="stable")[:10] if judged else table.most_suspicious(10)
-    )
-    for row in suspicious.tolist():
+    for row in table.most_suspicious(10).tolist():
         shown.add_row(
             escape(table.key[row]), escape(table.caption[row]), f"{table.score[row]:.3f}", table.decision[row]
         )
