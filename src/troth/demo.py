@@ -128,6 +128,7 @@ class Outcome:
     audit: AuditTable | None = None
     truth: Truth | None = None
     histogram: SimilarityHistogram | None = None
+    judged: bool = False
 
 
 def run_demo(out: Path, *, noise: float = 0.3, seed: int = 0, settings: Sequence[str] = ()) -> ReportData:
@@ -211,10 +212,9 @@ def _run(method: Method, recipe: Recipe, folder: Path, frozen: FrozenEncoders) -
     table = audit_source(embedder, built.source, built.noise, judged=judged)
     table.write(folder / "audit.parquet")
     histogram = similarity_histogram(table.score, built.noise.mismatched[table.id])
-    if judged is None:
-        judged = Judged(table.id, table.score, fit_mixture(table.score).noise_rate, table.p_mismatch)
-    truth = against_truth(judged.score, built.noise.mismatched[judged.id], estimated_rate=judged.noise_rate)
-    return dataclasses.replace(outcome, audit=table, truth=truth, histogram=histogram)
+    by = judged or Judged(table.id, table.score, fit_mixture(table.score).noise_rate, table.p_mismatch)
+    truth = against_truth(by.score, built.noise.mismatched[by.id], estimated_rate=by.noise_rate)
+    return dataclasses.replace(outcome, audit=table, truth=truth, histogram=histogram, judged=judged is not None)
 
 
 def _report_data(
@@ -309,6 +309,7 @@ def _method_result(outcome: Outcome, baseline: Outcome) -> MethodResult:
         average_precision=truth.average_precision,
         true_noise_rate=truth.true_rate,
         estimated_noise_rate=truth.estimated_rate,
+        judged=outcome.judged,
     )
 
 

@@ -104,6 +104,18 @@ def test_every_picture_and_drawing_has_words(page: Page) -> None:
     assert "26 pairs with their own caption, 12 with another picture’s. AUROC 0.910" in str(drawings[2]["aria-label"])
 
 
+def test_what_a_judge_found_is_called_the_judges(tmp_path: Path) -> None:
+    judge = "The AUROC of a method that judges the pairs before training is its judge’s."
+    data = report()
+    plain, robust = data.methods
+    page = Page(render_report(data, tmp_path).read_text(encoding="utf-8")).text
+    assert judge not in page
+    judged = dataclasses.replace(data, methods=(plain, dataclasses.replace(robust, judged=True)))
+    page = Page(render_report(judged, tmp_path).read_text(encoding="utf-8")).text
+    assert judge in page
+    assert "The judge’s AUROC 0.910 ± 0.004. Average precision 0.800. The judge estimates that 28.0% of" in page
+
+
 def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     text = Page(render_report(report(), tmp_path).read_text(encoding="utf-8")).text
     for words in (

@@ -95,10 +95,11 @@ class MethodResult:
         loss_curve: training loss, in nats, by step.
         scale_curve: logit scale (1 / temperature) by step.
         histogram: similarities of right and wrong training pairs.
-        auroc: how well the similarity tells them apart.
+        auroc: how well the similarity, or the judge's score, tells them apart.
         average_precision: of the list of pairs, most suspicious first.
         true_noise_rate: share of wrong pairs.
-        estimated_noise_rate: as estimated from the similarities alone.
+        estimated_noise_rate: as estimated without knowing them.
+        judged: whether that, ``auroc`` and ``average_precision`` are by a judge's scores and not by the similarity.
         seconds: training time.
     """
 
@@ -115,6 +116,7 @@ class MethodResult:
     average_precision: float | None = None
     true_noise_rate: float | None = None
     estimated_noise_rate: float | None = None
+    judged: bool = False
     seconds: float | None = None
 
 

@@ -123,9 +123,8 @@ def _histogram_caption(method: MethodResult) -> str:
         parts.append(f"Average precision {method.average_precision:.3f}.")
     if method.estimated_noise_rate is not None:
         true = "" if method.true_noise_rate is None else f" (true: {method.true_noise_rate:.1%})"
-        parts.append(
-            f"Estimated from similarities alone, {method.estimated_noise_rate:.1%} of the pairs are wrong{true}."
-        )
+        by = "The judge estimates that" if method.judged else "Estimated from similarities alone,"
+        parts.append(f"{by} {method.estimated_noise_rate:.1%} of the pairs are wrong{true}.")
     return " ".join(part for part in parts if part)
 
 
@@ -133,7 +132,7 @@ def _auroc(method: MethodResult) -> str:
     if method.auroc is None:
         return ""
     error = "" if method.auroc.standard_error is None else f" ± {method.auroc.standard_error:.3f}"
-    return f"AUROC {method.auroc.value:.3f}{error}."
+    return f"{'The judge’s AUROC' if method.judged else 'AUROC'} {method.auroc.value:.3f}{error}."
 
 
 def _ends(data: ReportData, kind: str, what: str) -> str:
