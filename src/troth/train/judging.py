@@ -67,7 +67,7 @@ class JudgeConfig:
     text_encoder: str = "minilm-l6"
     precision: TowerPrecision = "float32"
     words: bool = True
-    stages: bool = field(default=False, repr=False)  # the identity names the stages themselves
+    stages: bool = field(default=True, repr=False)  # the identity names the stages themselves
     draw_wrong: Annotated[float, Field(ge=0, le=1)] = 1.0
     procedure: Procedure = field(default_factory=Procedure)
 
