@@ -8,7 +8,7 @@ written and judged. The judge's linear map, beside heads that are not trained, i
 * ``alike``: the same weight for every pair, as if there were no judge;
 * ``judged``: the probability of being right that the judge gives, which is what ``robust`` does;
 * ``calibrated``: the share of right pairs among those of about the judge's score, by the answers (isotonic
-  regression): what weights that go by the judge's score alone should be;
+  regression), one way of weighing by that score that is right on average;
 * ``answers``: 1 for right pairs and 0 for wrong ones.
 
 The last two see the answers: they are oracles. Printed for each setting and kind: the three tests of the yardstick and

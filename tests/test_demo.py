@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from troth.audit import AuditTable
+from troth.audit import AuditTable, Judged
 from troth.data import EmbeddedSource, IndexedSource
 from troth.demo import METHODS, run_demo
 from troth.report import ReportData
@@ -38,6 +38,12 @@ def test_the_demo_trains_evaluates_audits_and_reports(
         assert set(method.metrics) == {metric.name for metric in data.metrics}
         assert all(estimate.standard_error is not None for estimate in method.metrics.values() if estimate.value)
         assert len(method.loss_curve.step) >= 2
+    assert [method.judged for method in data.methods] == [False, True, False]
+    judged = Judged.read(out / "robust" / "judgement.parquet", 240)
+    audited = AuditTable.read(out / "robust" / "audit.parquet")
+    assert audited.id.tolist() == judged.id.tolist()
+    assert audited.p_mismatch.tolist() == judged.p_mismatch.tolist()
+    assert data.suspicious_by == "Robust"
     for method in data.methods[:2]:
         assert method.true_noise_rate == pytest.approx(0.25)
         assert sum(method.histogram.wrong) == 60

@@ -12,7 +12,6 @@ import pytest
 
 from tests.bench import small
 from troth import recipe as recipes
-from troth.audit import Judged
 from troth.bench import Order, run_robustness, runs
 from troth.bench.data import prepare
 from troth.bench.methods import METHODS, Method, method_named, run_recipe
@@ -153,23 +152,6 @@ def test_the_first_seed_of_everything_comes_first_and_clean_pairs_before_noisy_o
     heads = [job.place.setting.name for job in jobs if job.regime == "heads" and job.place.seed == 0]
     assert list(dict.fromkeys(heads)) == ["uniform-0", "foreign-0", "uniform-40", "foreign-40"]
     assert not [job for job in jobs if job.method.data == "right" and not job.place.setting.percent]
-
-
-@pytest.mark.parametrize(
-    ("columns", "metadata", "message"),
-    [
-        ({"id": [0, 1]}, {}, "no column score|No match"),
-        ({"id": [0, 0], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
-        ({"id": [0, 2], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
-        ({"id": [0, 1], "score": [0.5, 0.5]}, {"noise_rate": "much"}, "no number"),
-    ],
-)
-def test_a_judgement_that_cannot_be_used_is_one_line(
-    tmp_path: Path, columns: dict[str, list[float]], metadata: dict[str, str], message: str
-) -> None:
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / JUDGEMENT_NAME)
-    with pytest.raises(UserError, match=message):
-        Judged.read(tmp_path / JUDGEMENT_NAME, 2)
 
 
 def test_frozen_features_are_made_for_heads_judges_and_cached_teachers_and_stages_for_judges_that_see_them() -> None:

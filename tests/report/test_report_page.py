@@ -112,7 +112,7 @@ def test_what_a_judge_found_is_called_the_judges(tmp_path: Path) -> None:
     assert judge not in page
     judged = dataclasses.replace(data, methods=(plain, dataclasses.replace(robust, judged=True)))
     page = Page(render_report(judged, tmp_path).read_text(encoding="utf-8")).text
-    assert judge in page
+    assert f"1 is perfect. {judge}" in page
     assert "The judge’s AUROC 0.910 ± 0.004. Average precision 0.800. The judge estimates that 28.0% of" in page
 
 

@@ -87,6 +87,7 @@ def test_a_ceiling_is_shown_but_never_the_winner() -> None:
     data = dataclasses.replace(report(), methods=methods)
     assert headline(data).endswith("Robust is better by 10.0 ± 1.4 points, 50% of the way to Clean (40.0%).")
     assert [cell.best for cell in table_rows(data)[0].cells] == [False, True, False]
-    lower = dataclasses.replace(method("clean", "Clean", 0.25, 9.0, 0.01), ceiling=True)
-    surpassed = dataclasses.replace(data, methods=(*methods[:2], lower))
-    assert headline(surpassed).endswith("Robust is better by 10.0 ± 1.4 points, beyond Clean (25.0%).")
+    for value, where in ((0.29, "level with Clean (29.0%)"), (0.25, "beyond Clean (25.0%)")):
+        lower = dataclasses.replace(method("clean", "Clean", value, 9.0, 0.01), ceiling=True)
+        surpassed = dataclasses.replace(data, methods=(*methods[:2], lower))
+        assert headline(surpassed).endswith(f"Robust is better by 10.0 ± 1.4 points, {where}.")

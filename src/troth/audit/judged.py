@@ -1,4 +1,4 @@
-"""What somebody else than the model thinks of the pairs: a table that a run keeps, and scores to hold against it."""
+"""Scores of pairs, by a model or by a judge, and the table of them that a run keeps if it has a judge."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RATE = b"noise_rate"
 
 @dataclass(frozen=True)
 class Judged:
-    """Scores of pairs, whoever made them.
+    """What is thought of pairs.
 
     Attributes:
         id: ``(Q,)`` sample ids.
-        score: ``(Q,)`` higher is a better fit.
-        noise_rate: estimated share of wrong pairs; NaN if unknown.
-        p_mismatch: ``(Q,)`` the probability that a pair is wrong; NaN if unknown.
+        score: ``(Q,)`` of any scale; higher is a better fit.
+        noise_rate: estimated share of wrong pairs, 0 to 1; NaN if unknown.
+        p_mismatch: ``(Q,)`` the probability that a pair is wrong, 0 to 1; NaN if unknown.
     """
 
     id: Int64Array
@@ -41,30 +41,49 @@ class Judged:
             num_pairs: how many pairs there are.
 
         Raises:
-            UserError: if the file lacks something, or judges pairs that are not there, or one twice.
+            UserError: if there is no such file, it lacks something or holds other things than numbers, or it judges
+                pairs that are not there, or one twice.
         """
         try:
             table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, FileNotFoundError) as error:
             raise UserError(f"not a judgement: {str(error).splitlines()[0]}", where=str(path)) from None
         missing = {"id", "score"} - set(table.column_names)
         if missing:
             raise UserError(f"not a judgement: no column {', '.join(sorted(missing))}", where=str(path))
-        number = table["id"].to_numpy().astype(np.int64)
-        if len(np.unique(number)) != len(number) or ((number < 0) | (number >= num_pairs)).any():
+        number = _column(table, "id", path)
+        whole = np.isfinite(number) & (number == np.floor(number)) & (number >= 0) & (number < num_pairs)
+        if not whole.all() or len(np.unique(number)) != len(number):
             raise UserError(f"its ids are not distinct numbers of {num_pairs} pairs", where=str(path))
+        score = _column(table, "score", path)
+        if not np.isfinite(score).all():
+            raise UserError("some scores are not finite", where=str(path))
+        known = "p_mismatch" in table.column_names
+        probability = _column(table, "p_mismatch", path) if known else np.full(len(number), np.nan)
+        if ((probability < 0) | (probability > 1)).any():
+            raise UserError("some p_mismatch are no probabilities", where=str(path))
         try:
             rate = float((table.schema.metadata or {}).get(_RATE, b"nan"))
         except ValueError:
             raise UserError("the noise_rate of its metadata is no number", where=str(path)) from None
-        known = "p_mismatch" in table.column_names
-        probability = table["p_mismatch"].to_numpy() if known else np.full(len(number), np.nan)
-        return cls(number, table["score"].to_numpy().astype(np.float64), rate, probability.astype(np.float64))
+        return cls(number.astype(np.int64), score, rate, probability)
 
-    def mixture(self, ids: Int64Array) -> Mixture:
-        """Return the probabilities of some samples as an audit takes them: NaN for those that were not judged."""
+    def mixture(self, ids: Int64Array) -> Mixture | None:
+        """Return the probabilities of some samples as an audit takes them, NaN for those that were not judged.
+
+        None if no probability is known.
+        """
+        if np.isnan(self.p_mismatch).all():
+            return None
         places = {int(sample): row for row, sample in enumerate(self.id)}
         rows = np.array([places.get(int(sample), -1) for sample in ids], dtype=np.int64)
         probability = np.append(self.p_mismatch, np.nan)[rows]  # the last one is nobody's
         unknown = (float("nan"), float("nan"))
         return Mixture(True, probability, self.noise_rate, means=unknown, deviations=unknown, note="not judged")
+
+
+def _column(table: pa.Table, name: str, path: Path) -> Float64:
+    kind = table.schema.field(name).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise UserError(f"not a judgement: {name} holds no numbers", where=str(path))
+    return np.asarray(table[name].to_numpy(), dtype=np.float64)

@@ -99,7 +99,10 @@ class AuditTable:
         return len(self.id)
 
     def most_suspicious(self, count: int) -> Int64Array:
-        """Return the rows of the ``count`` pairs most likely wrong, of equally likely ones the lowest scores."""
+        """Return the rows of the ``count`` pairs most likely wrong, of equally likely ones the lowest scores.
+
+        An unknown probability counts as 0.
+        """
         rows: Int64Array = np.lexsort((self.score, -np.nan_to_num(self.p_mismatch)))[:count]
         return rows
 

@@ -88,7 +88,11 @@ def _gap_closed(data: ReportData, method: MethodResult) -> str:
     if whole == 0 or part / whole <= 0:
         return ""
     there = f"{ceiling.label} ({show(ceiling.metrics[name], data.metrics[0])})"
-    return f", beyond {there}" if part / whole > 1 else f", {part / whole:.0%} of the way to {there}"
+    if part / whole <= 1:
+        return f", {part / whole:.0%} of the way to {there}"
+    beyond = _independent(method.metrics[name], ceiling.metrics[name])
+    verdict = "" if beyond is None else _verdict(beyond, data.metrics[0])
+    return f", {'beyond' if verdict == 'better' else 'level with'} {there}"
 
 
 def difference(data: ReportData, method: MethodResult, metric: Metric) -> Estimate | None:
@@ -97,7 +101,10 @@ def difference(data: ReportData, method: MethodResult, metric: Metric) -> Estima
         return None
     if metric.name in method.differences:
         return method.differences[metric.name]
-    own, other = method.metrics.get(metric.name), data.reference.metrics.get(metric.name)
+    return _independent(method.metrics.get(metric.name), data.reference.metrics.get(metric.name))
+
+
+def _independent(own: Estimate | None, other: Estimate | None) -> Estimate | None:
     if own is None or other is None:
         return None
     if own.standard_error is None or other.standard_error is None:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from troth.report.data import ReportData
+from troth.report.data import MethodResult, ReportData
 from troth.report.summary import Cell, Row, duration, headline, table_rows
 
 #: Methods side by side; more go into a further table, so that any number fits 100 columns.
@@ -43,11 +43,16 @@ def _table(data: ReportData, rows: tuple[Row, ...], shown: list[int]) -> Table:
         indent = "  " if row.metric.group else ""
         table.add_row(f"{indent}{escape(row.metric.label)}{unit}", *(_text(row.cells[number]) for number in shown))
     table.add_section()
-    aurocs = [data.methods[number].auroc for number in shown]
-    if any(auroc is not None for auroc in aurocs):
-        table.add_row("AUROC of wrong pairs", *("–" if auroc is None else f"{auroc.value:.3f}" for auroc in aurocs))
+    if any(data.methods[number].auroc is not None for number in shown):
+        table.add_row("AUROC of wrong pairs", *(_auroc(data.methods[number]) for number in shown))
     table.add_row("Training time", *(duration(data.methods[number].seconds) for number in shown))
     return table
+
+
+def _auroc(method: MethodResult) -> str:
+    if method.auroc is None:
+        return "–"
+    return f"{method.auroc.value:.3f}{' (its judge)' if method.judged else ''}"
 
 
 _CAPTION = "± one standard error; in brackets the difference from the first column; bold: best"

@@ -177,8 +177,8 @@ def audit_source(
         source: the pairs.
         noise: whose captions they were given; None for their own.
         reserve: where foreign captions came from, if any did.
-        judged: what a judge thought of these pairs before training. These probabilities of a mismatch then stand in the
-            table, in place of a mixture's; similarities and suggestions are the model's.
+        judged: what a judge thought of these pairs before training. If it says how likely they are wrong, that stands
+            in the table, in place of a mixture's probabilities; similarities and suggestions are the model's.
     """
     if reserve is not None:
         embedder.meet(reserve)
