@@ -251,17 +251,8 @@ def _report_data(
 
 
 def _command(noise: float, seed: int, settings: Sequence[str]) -> str:
-    return shlex.join(
-        [
-            "troth",
-            "demo",
-            "--noise",
-            f"{noise:g}",
-            "--seed",
-            str(seed),
-            *(part for s in settings for part in ("--set", s)),
-        ]
-    )
+    changed = [part for setting in settings for part in ("--set", setting)]
+    return shlex.join(["troth", "demo", "--noise", f"{noise:g}", "--seed", str(seed), *changed])
 
 
 def _provenance(command: str, seed: int, seconds: float) -> Provenance:
