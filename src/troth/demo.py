@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from troth import recipe as recipes
-from troth.audit import AuditTable, Judged, SimilarityHistogram, Truth, against_truth, fit_mixture, similarity_histogram
+from troth.audit import AuditTable, Judged, SimilarityHistogram, Truth, against_truth, similarity_histogram
 from troth.data import CaptionAssignment, EmbeddedSource, Source
 from troth.embed import Embedder, FrozenEncoders
 from troth.encoders import Heads
@@ -46,7 +46,7 @@ from troth.run.build import build_model
 from troth.run.scoring import audit_source
 from troth.run.training import feature_progress
 from troth.similarity import topk
-from troth.train import JUDGEMENT_NAME, read_log
+from troth.train import read_log
 
 METRICS = (
     Metric("style-shift/top1", "top-1", "The right name among all 1,906 emoji names.", group="Zero-shot, unseen style"),
@@ -208,12 +208,11 @@ def _run(method: Method, recipe: Recipe, folder: Path, frozen: FrozenEncoders) -
         return outcome
     built = build(recipe, frozen=frozen)
     assert isinstance(built.noise, CaptionAssignment)
-    judgement = folder / JUDGEMENT_NAME
-    judged = Judged.read(judgement, len(built.source)) if judgement.is_file() else None
+    judged = Judged.of_run(folder, len(built.source))
     table = audit_source(embedder, built.source, built.noise, judged=judged)
     table.write(folder / "audit.parquet")
     histogram = similarity_histogram(table.score, built.noise.mismatched[table.id])
-    by = judged or Judged(table.id, table.score, fit_mixture(table.score).noise_rate, table.p_mismatch)
+    by = judged or Judged.by_similarity(table.id, table.score)
     truth = against_truth(by.score, built.noise.mismatched[by.id], estimated_rate=by.noise_rate)
     return dataclasses.replace(outcome, audit=table, truth=truth, histogram=histogram, judged=judged is not None)
 

@@ -41,6 +41,14 @@ def test_without_probabilities_there_is_nothing_for_an_audit(tmp_path: Path) -> 
     assert found.mixture(np.array([0])) is None
 
 
+def test_a_run_without_a_judge_has_left_nothing(tmp_path: Path) -> None:
+    assert Judged.of_run(tmp_path, 1) is None
+    written(tmp_path / "judgement.parquet", {"id": [0], "score": [1.0]})
+    found = Judged.of_run(tmp_path, 1)
+    assert found is not None
+    assert found.score.tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("columns", "metadata", "message"),
     [
@@ -62,6 +70,7 @@ def test_a_judgement_that_cannot_be_used_is_one_line(
     with pytest.raises(UserError, match=message) as raised:
         Judged.read(path, 2)
     assert str(path) in str(raised.value)
+    assert "remove it" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

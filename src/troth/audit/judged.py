@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from troth.audit.scores import Float64, Int64Array, Mixture
+from troth.audit.scores import Float64, Int64Array, Mixture, fit_mixture
 from troth.errors import UserError
+from troth.train import JUDGEMENT_NAME
 
 _RATE = b"noise_rate"
+_REMEDY = "remove it, and the model's own similarities are taken, or train the run again"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,18 @@ class Judged:
     p_mismatch: Float64
 
     @classmethod
+    def by_similarity(cls, ids: Int64Array, scores: Float64) -> Judged:
+        """Return what a model's ``(Q,)`` similarities of the pairs ``ids`` say, by :func:`fit_mixture`."""
+        mixture = fit_mixture(scores)
+        return cls(ids, scores, mixture.noise_rate, mixture.p_mismatch)
+
+    @classmethod
+    def of_run(cls, folder: Path, num_pairs: int) -> Judged | None:
+        """Return what a run's judge left beside its weights; None if it had none. Raises as :meth:`read`."""
+        path = folder / JUDGEMENT_NAME
+        return cls.read(path, num_pairs) if path.is_file() else None
+
+    @classmethod
     def read(cls, path: Path, num_pairs: int) -> Judged:
         """Read what a method that judges the pairs itself leaves in its run.
 
@@ -47,25 +61,25 @@ class Judged:
         try:
             table = pq.read_table(path)
         except (pa.ArrowInvalid, FileNotFoundError) as error:
-            raise UserError(f"not a judgement: {str(error).splitlines()[0]}", where=str(path)) from None
+            raise UserError(f"not a judgement: {str(error).splitlines()[0]}", where=str(path), remedy=_REMEDY) from None
         missing = {"id", "score"} - set(table.column_names)
         if missing:
-            raise UserError(f"not a judgement: no column {', '.join(sorted(missing))}", where=str(path))
+            raise UserError(f"not a judgement: no column {', '.join(sorted(missing))}", where=str(path), remedy=_REMEDY)
         number = _column(table, "id", path)
         whole = np.isfinite(number) & (number == np.floor(number)) & (number >= 0) & (number < num_pairs)
         if not whole.all() or len(np.unique(number)) != len(number):
-            raise UserError(f"its ids are not distinct numbers of {num_pairs} pairs", where=str(path))
+            raise UserError(f"its ids are not distinct numbers of {num_pairs} pairs", where=str(path), remedy=_REMEDY)
         score = _column(table, "score", path)
         if not np.isfinite(score).all():
-            raise UserError("some scores are not finite", where=str(path))
+            raise UserError("some scores are not finite", where=str(path), remedy=_REMEDY)
         known = "p_mismatch" in table.column_names
         probability = _column(table, "p_mismatch", path) if known else np.full(len(number), np.nan)
         if ((probability < 0) | (probability > 1)).any():
-            raise UserError("some p_mismatch are no probabilities", where=str(path))
+            raise UserError("some p_mismatch are no probabilities", where=str(path), remedy=_REMEDY)
         try:
             rate = float((table.schema.metadata or {}).get(_RATE, b"nan"))
         except ValueError:
-            raise UserError("the noise_rate of its metadata is no number", where=str(path)) from None
+            raise UserError("the noise_rate of its metadata is no number", where=str(path), remedy=_REMEDY) from None
         return cls(number.astype(np.int64), score, rate, probability)
 
     def mixture(self, ids: Int64Array) -> Mixture | None:
@@ -85,5 +99,5 @@ class Judged:
 def _column(table: pa.Table, name: str, path: Path) -> Float64:
     kind = table.schema.field(name).type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise UserError(f"not a judgement: {name} holds no numbers", where=str(path))
+        raise UserError(f"not a judgement: {name} holds no numbers", where=str(path), remedy=_REMEDY)
     return np.asarray(table[name].to_numpy(), dtype=np.float64)

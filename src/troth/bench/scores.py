@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from troth.audit import Judged, against_truth, fit_mixture, pair_scores
+from troth.audit import Judged, against_truth, pair_scores
 from troth.bench.data import pairs_source
 from troth.bench.settings import Place
 from troth.data import CaptionAssignment, Source, atomic_path
@@ -17,7 +17,6 @@ from troth.evaluate.result import TaskResult
 from troth.recipe import EvaluationConfig
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import caption_points, flatten, run_tasks
-from troth.train import JUDGEMENT_NAME
 
 SCORE_NAME = "score.json"
 
@@ -94,9 +93,8 @@ def score_run(
     metrics = flatten(_tests(run, frozen))
     source = pairs_source(place.pairs).open()
     mismatched = CaptionAssignment.load(place.answers).mismatched
-    own = folder / JUDGEMENT_NAME
-    by_judgement = own.is_file() and not of_right_pairs
-    judged = Judged.read(own, len(source)) if by_judgement else _similarities(run, source, frozen)
+    own = None if of_right_pairs else Judged.of_run(folder, len(source))
+    judged = _similarities(run, source, frozen) if own is None else own
     truth = against_truth(judged.score, mismatched[judged.id], estimated_rate=judged.noise_rate)
     return Score(
         regime=regime,
@@ -109,7 +107,7 @@ def score_run(
         average_precision=truth.average_precision,
         estimated_rate=truth.estimated_rate,
         true_rate=float(mismatched.mean()),
-        judged_by="judgement" if by_judgement else "model",
+        judged_by="model" if own is None else "judgement",
         seconds=seconds,
         steps=run.step,
     )
@@ -120,9 +118,7 @@ def _similarities(run: OpenedRun, source: Source, frozen: FrozenEncoders | None)
     embedder = Embedder(run.model, frozen=frozen, num_workers=0)
     index, image = embedder.images(source)
     text = caption_points(embedder, [source.captions(i) for i in index.tolist()])
-    score = pair_scores(image, text, embedder.geometry)
-    mixture = fit_mixture(score)
-    return Judged(index.numpy(), score, mixture.noise_rate, mixture.p_mismatch)
+    return Judged.by_similarity(index.numpy(), pair_scores(image, text, embedder.geometry))
 
 
 def _tests(run: OpenedRun, frozen: FrozenEncoders | None) -> list[TaskResult]:

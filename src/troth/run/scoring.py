@@ -26,7 +26,6 @@ from troth.run.arguments import data_argument
 from troth.run.build import build
 from troth.run.checks import at
 from troth.run.opened import OpenedRun, open_run
-from troth.train import JUDGEMENT_NAME
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -205,8 +204,7 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
     built = build(run.recipe)
     noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
     embedder = Embedder(run.model, FeatureCache())
-    judgement = folder / JUDGEMENT_NAME
-    judged = Judged.read(judgement, len(built.source)) if judgement.is_file() and noise is not None else None
+    judged = None if noise is None else Judged.of_run(folder, len(built.source))
     table = audit_source(embedder, built.source, noise, built.reserve, judged)
     table.write(out)
     console = Console()
