@@ -87,17 +87,21 @@ def share_features(frozen: FrozenEncoders, sources: Iterable[TarSource | PartSou
         stages: whether judges will see intermediate features too, which are shared likewise.
     """
     whole = EmbeddedSource().open()
-    tower = load_stages(FrozenTower(), "float32", torch.device("cpu")) if stages else None
-    seen = None if tower is None else encode_pictures(tower, whole, frozen.cache, num_workers=2).tensors
     row_of = {opaque_key(whole.key(row)): row for row in range(len(whole))}
+    picked = []
     for source in (each.open() for each in sources):
         rows = [row_of[source.key(index)] for index in range(len(source))]
         same = all(source.read_image(index) == whole.read_image(row) for index, row in enumerate(rows))
         assert same, f"{source.name} has other pictures than the embedded pairs"
-        frozen.share(whole, torch.tensor(rows), source)
-        if tower is not None and seen is not None:
-            assert bool(seen["valid"].all()), "every embedded picture can be read"
-            share_pictures(tower, seen["features"], torch.tensor(rows), source, frozen.cache)
+        picked.append((source, torch.tensor(rows)))
+    for source, chosen in picked:
+        frozen.share(whole, chosen, source)
+    tower = load_stages(FrozenTower(), "float32", torch.device("cpu")) if stages else None
+    if tower is not None:
+        seen = encode_pictures(tower, whole, frozen.cache, num_workers=2).tensors
+        assert bool(seen["valid"].all()), "every embedded picture can be read"
+        for source, chosen in picked:
+            share_pictures(tower, seen["features"], chosen, source, frozen.cache)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -92,7 +92,7 @@ def _gap_closed(data: ReportData, method: MethodResult) -> str:
         return f", {part / whole:.0%} of the way to {there}"
     beyond = _independent(method.metrics[name], ceiling.metrics[name])
     verdict = "" if beyond is None else _verdict(beyond, data.metrics[0])
-    return f", {'beyond' if verdict == 'better' else 'level with'} {there}"
+    return f", {'level with' if verdict == 'unclear' else 'beyond'} {there}"
 
 
 def difference(data: ReportData, method: MethodResult, metric: Metric) -> Estimate | None:
