@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from troth.audit import AuditTable, Judged
+from troth.audit import AuditTable
 from troth.data import EmbeddedSource, IndexedSource
 from troth.demo import METHODS, run_demo
 from troth.report import ReportData
+from troth.train import Judged
 
 #: How many samples of each split take part; every one of a test's emoji must keep its name among the classes.
 SIZES = {"train": 240, "style-shift": 96, "retrieval": 48, "concept": 24}

@@ -1,82 +1,30 @@
-"""A judge's table: read, refused, and handed to an audit."""
-
-from pathlib import Path
-from typing import Any
+"""What an audit takes from a judge's scores, and from a model's."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import pytest
 
-from troth.audit import Judged
-from troth.errors import UserError
+from troth.audit import fit_mixture, judged_by_similarity, judged_mixture
+from troth.train import Judged
 
 
-def written(path: Path, columns: dict[str, Any], metadata: dict[str, str] | None = None) -> Path:
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata or {}), path)
-    return path
-
-
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    columns = {"id": [4, 0], "score": [0.5, -2.0], "p_mismatch": [0.25, None]}
-    found = Judged.read(written(tmp_path / "j.parquet", columns, {"noise_rate": "0.375"}), 5)
-    assert found.id.tolist() == [4, 0]
-    assert found.score.tolist() == [0.5, -2.0]
-    assert found.noise_rate == 0.375
-    np.testing.assert_array_equal(found.p_mismatch, [0.25, np.nan])
-
-
-def test_an_audit_gets_the_probabilities_of_those_that_were_judged(tmp_path: Path) -> None:
-    columns = {"id": [4, 0], "score": [0.5, -2.0], "p_mismatch": [0.25, 0.75]}
-    found = Judged.read(written(tmp_path / "j.parquet", columns), 5)
-    mixture = found.mixture(np.array([0, 1, 4]))
+def test_an_audit_gets_the_probabilities_of_those_that_were_judged() -> None:
+    judged = Judged(np.array([4, 0]), np.array([0.5, -2.0]), 0.375, np.array([0.25, 0.75]))
+    mixture = judged_mixture(judged, np.array([0, 1, 4]))
     assert mixture is not None
     np.testing.assert_array_equal(mixture.p_mismatch, [0.75, np.nan, 0.25])
+    assert mixture.noise_rate == 0.375
 
 
-def test_without_probabilities_there_is_nothing_for_an_audit(tmp_path: Path) -> None:
-    found = Judged.read(written(tmp_path / "j.parquet", {"id": [0], "score": [1.0]}), 1)
-    assert np.isnan(found.p_mismatch).all()
-    assert np.isnan(found.noise_rate)
-    assert found.mixture(np.array([0])) is None
+def test_without_probabilities_there_is_nothing_for_an_audit() -> None:
+    judged = Judged(np.array([0]), np.array([1.0]), float("nan"), np.array([np.nan]))
+    assert judged_mixture(judged, np.array([0])) is None
 
 
-def test_a_run_without_a_judge_has_left_nothing(tmp_path: Path) -> None:
-    assert Judged.of_run(tmp_path, 1) is None
-    written(tmp_path / "judgement.parquet", {"id": [0], "score": [1.0]})
-    found = Judged.of_run(tmp_path, 1)
-    assert found is not None
-    assert found.score.tolist() == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("columns", "metadata", "message"),
-    [
-        ({"id": [0, 1]}, {}, "no column score"),
-        ({"id": [0, 0], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
-        ({"id": [0, 2], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
-        ({"id": [0.5, 1.0], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
-        ({"id": [None, 1], "score": [0.5, 0.5]}, {}, "distinct numbers of 2 pairs"),
-        ({"id": ["a", "b"], "score": [0.5, 0.5]}, {}, "id holds no numbers"),
-        ({"id": [0, 1], "score": [0.5, None]}, {}, "scores are not finite"),
-        ({"id": [0, 1], "score": [0.5, 0.5], "p_mismatch": [3.0, 0.5]}, {}, "no probabilities"),
-        ({"id": [0, 1], "score": [0.5, 0.5]}, {"noise_rate": "much"}, "no number"),
-    ],
-)
-def test_a_judgement_that_cannot_be_used_is_one_line(
-    tmp_path: Path, columns: dict[str, Any], metadata: dict[str, str], message: str
-) -> None:
-    path = written(tmp_path / "j.parquet", columns, metadata)
-    with pytest.raises(UserError, match=message) as raised:
-        Judged.read(path, 2)
-    assert str(path) in str(raised.value)
-    assert "remove it" in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_file_that_is_not_there_or_not_parquet_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("no parquet")
-    for name in ("none", "text"):
-        with pytest.raises(UserError, match="not a judgement") as raised:
-            Judged.read(tmp_path / name, 2)
-        assert "\n" not in str(raised.value)
+def test_a_models_similarities_are_judged_by_their_mixture() -> None:
+    random = np.random.default_rng(0)
+    scores = np.concatenate([random.normal(0.1, 0.05, 300), random.normal(0.6, 0.05, 700)])
+    judged = judged_by_similarity(np.arange(1000)[::-1].copy(), scores)
+    assert judged.noise_rate == fit_mixture(scores).noise_rate
+    assert abs(judged.noise_rate - 0.3) < 0.02
+    assert judged.p_mismatch[:300].min() > 0.9
+    assert judged.p_mismatch[300:].max() < 0.1
+    assert judged.id[0] == 999

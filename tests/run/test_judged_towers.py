@@ -147,3 +147,6 @@ def test_a_run_tells_of_it_and_draws_what_its_judge_kept(
     parquet.write_table(table.slice(1), path)
     with pytest.raises(UserError, match=r"other.parquet: this judgement is of other pairs"):
         judged.remembered(path)
+    path.write_text("cut off")
+    with pytest.raises(UserError, match=r"other.parquet: not a judgement: .*\(start a new run\)"):
+        judged.remembered(path)

@@ -1,103 +1,28 @@
-"""Scores of pairs, by a model or by a judge, and the table of them that a run keeps if it has a judge."""
+"""Between scores of pairs, by a model or by a judge, and the probabilities that a pair is wrong."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from troth.audit.scores import Float64, Int64Array, Mixture, fit_mixture
-from troth.errors import UserError
-from troth.train import JUDGEMENT_NAME
-
-_RATE = b"noise_rate"
-_REMEDY = "remove it, and the model's own similarities are taken, or train the run again"
+from troth.train.judged import Judged
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What is thought of pairs.
+def judged_by_similarity(ids: Int64Array, scores: Float64) -> Judged:
+    """Return what a model's ``(Q,)`` similarities of the pairs ``ids`` say, by :func:`fit_mixture`."""
+    mixture = fit_mixture(scores)
+    return Judged(ids, scores, mixture.noise_rate, mixture.p_mismatch)
 
-    Attributes:
-        id: ``(Q,)`` sample ids.
-        score: ``(Q,)`` of any scale; higher is a better fit.
-        noise_rate: estimated share of wrong pairs, 0 to 1; NaN if unknown.
-        p_mismatch: ``(Q,)`` the probability that a pair is wrong, 0 to 1; NaN if unknown.
+
+def judged_mixture(judged: Judged, ids: Int64Array) -> Mixture | None:
+    """Return the probabilities of some samples as an audit takes them, NaN for those that were not judged.
+
+    None if no probability is known.
     """
-
-    id: Int64Array
-    score: Float64
-    noise_rate: float
-    p_mismatch: Float64
-
-    @classmethod
-    def by_similarity(cls, ids: Int64Array, scores: Float64) -> Judged:
-        """Return what a model's ``(Q,)`` similarities of the pairs ``ids`` say, by :func:`fit_mixture`."""
-        mixture = fit_mixture(scores)
-        return cls(ids, scores, mixture.noise_rate, mixture.p_mismatch)
-
-    @classmethod
-    def of_run(cls, folder: Path, num_pairs: int) -> Judged | None:
-        """Return what a run's judge left beside its weights; None if it had none. Raises as :meth:`read`."""
-        path = folder / JUDGEMENT_NAME
-        return cls.read(path, num_pairs) if path.is_file() else None
-
-    @classmethod
-    def read(cls, path: Path, num_pairs: int) -> Judged:
-        """Read what a method that judges the pairs itself leaves in its run.
-
-        Args:
-            path: a parquet file with the columns ``id`` and ``score`` and, if known, ``p_mismatch`` and, in the
-                metadata of its schema, ``noise_rate``.
-            num_pairs: how many pairs there are.
-
-        Raises:
-            UserError: if there is no such file, it lacks something or holds other things than numbers, or it judges
-                pairs that are not there, or one twice.
-        """
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, FileNotFoundError) as error:
-            raise UserError(f"not a judgement: {str(error).splitlines()[0]}", where=str(path), remedy=_REMEDY) from None
-        missing = {"id", "score"} - set(table.column_names)
-        if missing:
-            raise UserError(f"not a judgement: no column {', '.join(sorted(missing))}", where=str(path), remedy=_REMEDY)
-        number = _column(table, "id", path)
-        whole = np.isfinite(number) & (number == np.floor(number)) & (number >= 0) & (number < num_pairs)
-        if not whole.all() or len(np.unique(number)) != len(number):
-            raise UserError(f"its ids are not distinct numbers of {num_pairs} pairs", where=str(path), remedy=_REMEDY)
-        score = _column(table, "score", path)
-        if not np.isfinite(score).all():
-            raise UserError("some scores are not finite", where=str(path), remedy=_REMEDY)
-        known = "p_mismatch" in table.column_names
-        probability = _column(table, "p_mismatch", path) if known else np.full(len(number), np.nan)
-        if ((probability < 0) | (probability > 1)).any():
-            raise UserError("some p_mismatch are no probabilities", where=str(path), remedy=_REMEDY)
-        try:
-            rate = float((table.schema.metadata or {}).get(_RATE, b"nan"))
-        except ValueError:
-            raise UserError("the noise_rate of its metadata is no number", where=str(path), remedy=_REMEDY) from None
-        return cls(number.astype(np.int64), score, rate, probability)
-
-    def mixture(self, ids: Int64Array) -> Mixture | None:
-        """Return the probabilities of some samples as an audit takes them, NaN for those that were not judged.
-
-        None if no probability is known.
-        """
-        if np.isnan(self.p_mismatch).all():
-            return None
-        places = {int(sample): row for row, sample in enumerate(self.id)}
-        rows = np.array([places.get(int(sample), -1) for sample in ids], dtype=np.int64)
-        probability = np.append(self.p_mismatch, np.nan)[rows]  # the last one is nobody's
-        unknown = (float("nan"), float("nan"))
-        return Mixture(True, probability, self.noise_rate, means=unknown, deviations=unknown, note="not judged")
-
-
-def _column(table: pa.Table, name: str, path: Path) -> Float64:
-    kind = table.schema.field(name).type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise UserError(f"not a judgement: {name} holds no numbers", where=str(path), remedy=_REMEDY)
-    return np.asarray(table[name].to_numpy(), dtype=np.float64)
+    if np.isnan(judged.p_mismatch).all():
+        return None
+    places = {int(sample): row for row, sample in enumerate(judged.id)}
+    rows = np.array([places.get(int(sample), -1) for sample in ids], dtype=np.int64)
+    probability = np.append(judged.p_mismatch, np.nan)[rows]  # the last one is nobody's
+    unknown = (float("nan"), float("nan"))
+    return Mixture(True, probability, judged.noise_rate, means=unknown, deviations=unknown, note="not judged")

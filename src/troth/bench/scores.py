@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from troth.audit import Judged, against_truth, pair_scores
+from troth.audit import against_truth, judged_by_similarity, pair_scores
 from troth.bench.data import pairs_source
 from troth.bench.settings import Place
 from troth.data import CaptionAssignment, Source, atomic_path
@@ -17,6 +17,7 @@ from troth.evaluate.result import TaskResult
 from troth.recipe import EvaluationConfig
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import caption_points, flatten, run_tasks
+from troth.train import Judged
 
 SCORE_NAME = "score.json"
 
@@ -118,7 +119,7 @@ def _similarities(run: OpenedRun, source: Source, frozen: FrozenEncoders | None)
     embedder = Embedder(run.model, frozen=frozen, num_workers=0)
     index, image = embedder.images(source)
     text = caption_points(embedder, [source.captions(i) for i in index.tolist()])
-    return Judged.by_similarity(index.numpy(), pair_scores(image, text, embedder.geometry))
+    return judged_by_similarity(index.numpy(), pair_scores(image, text, embedder.geometry))
 
 
 def _tests(run: OpenedRun, frozen: FrozenEncoders | None) -> list[TaskResult]:

@@ -6,7 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from troth.audit import AuditTable, Judged, SimilarityHistogram, Truth, against_truth, similarity_histogram
+from troth.audit import (
+    AuditTable,
+    SimilarityHistogram,
+    Truth,
+    against_truth,
+    judged_by_similarity,
+    similarity_histogram,
+)
 from troth.data import CaptionAssignment
 from troth.demo.methods import Method
 from troth.embed import Embedder, FrozenEncoders
@@ -15,7 +22,7 @@ from troth.recipe import Recipe
 from troth.report import Curve
 from troth.run import build, open_run, run_tasks, train
 from troth.run.scoring import audit_source
-from troth.train import read_log
+from troth.train import Judged, read_log
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,6 @@ def _audited(recipe: Recipe, folder: Path, embedder: Embedder, frozen: FrozenEnc
     judged = Judged.of_run(folder, len(built.source))
     table = audit_source(embedder, built.source, built.noise, judged=judged)
     table.write(folder / "audit.parquet")
-    by = judged or Judged.by_similarity(table.id, table.score)
+    by = judged or judged_by_similarity(table.id, table.score)
     truth = against_truth(by.score, wrong[by.id], estimated_rate=by.noise_rate)
     return Audited(table, truth, similarity_histogram(table.score, wrong[table.id]), judged is not None)

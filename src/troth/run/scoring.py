@@ -15,7 +15,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from troth.audit import AuditTable, Judged, audit_pairs
+from troth.audit import AuditTable, audit_pairs, judged_mixture
 from troth.data import CaptionAssignment, Source, atomic_path, caption_owner, carries_vectors, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
 from troth.encoders import ContrastiveModel, export_flat, export_open_clip, has_open_clip_form
@@ -26,6 +26,7 @@ from troth.run.arguments import data_argument
 from troth.run.build import build
 from troth.run.checks import at
 from troth.run.opened import OpenedRun, open_run
+from troth.train import Judged
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -194,7 +195,7 @@ def audit_source(
         keys=[source.key(i) for i in index.tolist()],
         captions=[group[0] for group in captions],
         caption_keys=keys,
-        mixture=None if judged is None else judged.mixture(index.numpy()),
+        mixture=None if judged is None else judged_mixture(judged, index.numpy()),
     )
 
 

@@ -16,7 +16,8 @@ from troth.train.external_teacher import (
     TaughtData,
     TextTeacher,
 )
-from troth.train.judging import JUDGEMENT_NAME, JudgeConfig, JudgedPairs, JudgedStream
+from troth.train.judged import JUDGEMENT_NAME, Judged
+from troth.train.judging import JudgeConfig, JudgedPairs, JudgedStream
 from troth.train.loop import LEDGER_NAME, Evaluate, Trainer, TrainResult
 from troth.train.momentum_teacher import MomentumTeacher
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
@@ -51,6 +52,7 @@ __all__ = [
     "ImageTeacher",
     "InputTeacher",
     "JudgeConfig",
+    "Judged",
     "JudgedPairs",
     "JudgedStream",
     "MomentumTeacher",

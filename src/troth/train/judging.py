@@ -29,11 +29,10 @@ from troth.encoders.hashing import hash_tensors
 from troth.errors import UserError
 from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, caption_words, judge
 from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
+from troth.train.judged import Judged
 from troth.train.teacher import encode_pictures
 from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrecision, load_stages, load_tower
 from troth.types import STRICT
-
-JUDGEMENT_NAME = "judgement.parquet"
 
 #: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
 _PROCEDURE = "judge 2"
@@ -217,14 +216,14 @@ class JudgedPairs:
         draws with them.
 
         Raises:
-            UserError: if the file is of other pairs.
+            UserError: if the file cannot be read, or is of other pairs.
         """
-        table = parquet.read_table(path, columns=["id", "p_mismatch"])
+        kept = Judged.read(path, len(self.valid), remedy="start a new run")
         rows = self.valid.nonzero()[:, 0]
-        if not np.array_equal(table["id"].to_numpy(), rows.numpy()):
+        if not np.array_equal(kept.id, rows.numpy()) or np.isnan(kept.p_mismatch).any():
             raise UserError("this judgement is of other pairs", where=str(path), remedy="start a new run")
         probability = self.judgement.p_mismatch.clone()
-        probability[rows] = torch.from_numpy(table["p_mismatch"].to_numpy().copy())
+        probability[rows] = torch.tensor(kept.p_mismatch)
         return replace(self, judgement=replace(self.judgement, p_mismatch=probability))
 
     def save(self, path: Path) -> None:
