@@ -131,6 +131,11 @@ def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -
             assert not any(recipe.evaluation.tasks for recipe in found)
 
 
+def test_settings_for_small_towers_are_not_those_of_heads() -> None:
+    keep = [recipe.objective.keep for regime in REGIMES if (recipe := base_recipe(method_named("DeCL"), regime, 0))]
+    assert keep == [0.9, 0.2]
+
+
 def test_orders_that_cannot_be_are_one_line(tmp_path: Path) -> None:
     for order, message in (
         (Order(tmp_path, only=("GEC",)), "GEC: no such method"),

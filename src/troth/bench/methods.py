@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from troth import recipe as recipes
@@ -39,6 +39,7 @@ class Method:
         heads: the recipe on frozen features, by its shipped name; None: the row has none.
         small: that of small towers, likewise.
         settings: what is changed in either recipe.
+        small_settings: what is changed for small towers only, chosen on noisy pairs where the recipe hardly learns.
         data: the pairs as ``given``, or only the ``right`` ones, which no method could know: an oracle.
         noise: the only settings it is run on; empty: all.
     """
@@ -47,6 +48,7 @@ class Method:
     heads: str | None
     small: str | None = None
     settings: tuple[str, ...] = ()
+    small_settings: tuple[str, ...] = field(default=(), kw_only=True)
     data: Literal["given", "right"] = "given"
     noise: tuple[str, ...] = ()
 
@@ -99,7 +101,7 @@ METHODS = (
     Method("soft targets", "heads-infonce", "small-infonce", ("objective.kind=soft_targets",)),
     Method("self distillation", "heads-infonce", "small-infonce", ("objective.kind=self_distillation",)),
     Method("global InfoNCE", "heads-infonce", "small-infonce", ("objective.kind=global_infonce",)),
-    Method("DeCL", "heads-infonce", "small-infonce", ("objective.kind=decl",)),
+    Method("DeCL", "heads-infonce", "small-infonce", ("objective.kind=decl",), small_settings=("objective.keep=0.2",)),
     Method(
         "Gamma weights",
         "heads-gamma-weights",
@@ -160,7 +162,7 @@ def base_recipe(method: Method, regime: Regime, seed: int, settings: Sequence[st
     name = method.recipe_name(regime)
     if name is None:
         raise UserError(f"{method.name} has no recipe for {regime}", where="--regime", remedy="choose another method")
-    cut = SMALL if regime == "small" else ()
+    cut = (*method.small_settings, *SMALL) if regime == "small" else ()
     common = (f"seed={seed}", "train.tensorboard=false", "train.num_workers=0", "data.noise={}")
     loaded = recipes.load(name, [*method.settings, *cut, *common, *settings])
     return replace(loaded, evaluation=EvaluationConfig(tasks=()))
