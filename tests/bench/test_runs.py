@@ -14,13 +14,14 @@ from tests.bench import small
 from troth import recipe as recipes
 from troth.bench import Order, run_robustness, runs
 from troth.bench.data import prepare
-from troth.bench.methods import METHODS, Method, method_named, run_recipe
+from troth.bench.methods import METHODS, REGIMES, Method, base_recipe, method_named, run_recipe
 from troth.bench.results import read_results
 from troth.bench.runs import Job, score_job, sees_stages, takes_features, train_job
 from troth.bench.scores import SCORE_NAME, Score, score_run
 from troth.bench.settings import Place, Setting
 from troth.data import CaptionAssignment
 from troth.errors import UserError
+from troth.objectives import DeCL
 from troth.run import resume
 from troth.run.opened import find_checkpoint
 from troth.train import JUDGEMENT_NAME
@@ -132,8 +133,8 @@ def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -
 
 
 def test_settings_for_small_towers_are_not_those_of_heads() -> None:
-    keep = [recipe.objective.keep for regime in REGIMES if (recipe := base_recipe(method_named("DeCL"), regime, 0))]
-    assert keep == [0.9, 0.2]
+    objectives = [base_recipe(method_named("DeCL"), regime, 0).objective for regime in REGIMES]
+    assert objectives == [DeCL(), DeCL(keep=0.2)]
 
 
 def test_orders_that_cannot_be_are_one_line(tmp_path: Path) -> None:
