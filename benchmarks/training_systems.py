@@ -51,6 +51,9 @@ class System:
     regimes: tuple[str, ...] = ("heads", "small")
 
 
+#: What the recipe of small towers does not do any more, since they hardly learn by it.
+FULL_WEIGHT = "SaCo, full weight from the start"
+
 SYSTEMS: dict[str, System] = {
     "CLIP": System("infonce"),
     "ProtoCLIP": System("protoclip"),
@@ -60,6 +63,7 @@ SYSTEMS: dict[str, System] = {
     "ProtoCLIP, one k-means iteration": System("protoclip", ("episodes.kmeans.iterations=1",), ("heads",)),
     "prototypes alone": System("protoclip", ("objective.terms.0.0=0.0", "episodes.warmup_episodes=0"), ("heads",)),
     "SaCo": System("saco"),
+    FULL_WEIGHT: System("saco", ("objective.terms.1.0=2.5", "objective.terms.1.1.strategy=constant"), ("small",)),
     "SaCo + mimic": System("saco-mimic"),
     "mimic alone": System("saco-mimic", ("objective.terms.1.0=0.0",), ("heads",)),
     "CLIP, a quarter of the pairs": System("unpaired-argmax", ("unpaired=none",)),
