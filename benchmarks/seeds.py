@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 
 from benchmarks.table import Record, kept, report, save
 from troth.bench.methods import REGIMES, SMALL
+from troth.encoders import Heads
+from troth.errors import UserError
 from troth.recipe import Recipe, from_dict, load, to_dict
-from troth.run.opened import OpenedRun, open_run
+from troth.run.opened import OpenedRun, open_run, read_recipe
 from troth.run.training import resume, train
 from troth.train.resume import holds_run
 
@@ -59,13 +61,27 @@ def cut_recipe(job: Job, recipe: str, settings: Sequence[str], small: Sequence[s
 
 
 def trained(recipe: Recipe, folder: Path) -> OpenedRun:
-    """Train once on one thread, or take up a run that stopped; return it as it ended."""
+    """Train once on one thread, or take up a run that stopped; return it as it ended.
+
+    Raises:
+        UserError: if the folder holds a run of another recipe: the row has changed since.
+    """
     torch.set_num_threads(1)
     if holds_run(folder):
+        if not is_of(read_recipe(folder), recipe):
+            raise UserError("a run of another recipe than the row's", where=str(folder), remedy="remove it")
         resume(folder, progress=False)
     else:
         train(recipe, folder, progress=False)
     return open_run(folder, "last")
+
+
+def is_of(then: Recipe, recipe: Recipe) -> bool:
+    """Say whether a run's recipe is the one given, but for what the run filled in: how wide vectors are."""
+    if isinstance(then.model, Heads) and isinstance(recipe.model, Heads):
+        image, text = recipe.model.image_feature_dim, recipe.model.text_feature_dim
+        then = replace(then, model=replace(then.model, image_feature_dim=image, text_feature_dim=text))
+    return then == recipe
 
 
 def with_tasks(recipe: Recipe, tasks: Sequence[Mapping[str, Any]] = ()) -> Recipe:

@@ -1,10 +1,17 @@
 """What the benchmarks over seeds do with their runs' numbers."""
 
 import math
+from pathlib import Path
 
 import pytest
-from benchmarks.seeds import Job, cut_recipe, summary
+import torch
+from benchmarks.seeds import Job, cut_recipe, summary, trained
 from benchmarks.topology import SMALLEST
+from benchmarks.training_systems import FULL_WEIGHT, SYSTEMS, recipe_of
+
+from troth.errors import UserError
+from troth.objectives import Affinity, InfoNCE, Sum
+from troth.recipe import load
 
 
 def test_a_mean_comes_with_its_standard_error() -> None:
@@ -39,3 +46,30 @@ def test_a_benchmark_may_cut_small_runs_further_and_never_cuts_heads(tmp_path_fa
     )
     assert (small["model"]["vision_layers"], small["train"]["batch_size"]) == (1, 64)
     assert (heads["train"]["batch_size"], heads["train"]["epochs"]) == (32, 20)
+
+
+def test_a_kept_run_of_another_recipe_is_not_taken_for_the_rows(tmp_path: Path) -> None:
+    settings = [
+        "data.source={kind='spiked', num_samples=80}",
+        "model={kind='heads', embed_dim=8, hidden_dim=8}",
+        "train={epochs=1, batch_size=40, device='cpu', tensorboard=false}",
+        "evaluation.tasks=[]",
+    ]
+    first = load("heads-infonce", settings)
+    threads = torch.get_num_threads()
+    try:
+        assert trained(first, tmp_path / "run").recipe.seed == trained(first, tmp_path / "run").recipe.seed
+        with pytest.raises(UserError, match=r"run: a run of another recipe than the row's \(remove it\)"):
+            trained(load("heads-infonce", [*settings, "seed=1"]), tmp_path / "run")
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("regime", "name"), [(regime, name) for name, system in SYSTEMS.items() for regime in system.regimes]
+)
+def test_every_training_system_has_a_recipe(tmp_path: Path, regime: str, name: str) -> None:
+    recipe = recipe_of(Job(regime, name, 4, False, tmp_path))
+    assert recipe.seed == 4
+    if name == FULL_WEIGHT:
+        assert recipe.objective == Sum(((1.0, InfoNCE()), (2.5, Affinity())))

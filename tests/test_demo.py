@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from troth.audit import AuditTable
+from troth.audit import AuditTable, estimates_of_run
 from troth.data import EmbeddedSource, IndexedSource
 from troth.demo import METHODS, run_demo
 from troth.report import ReportData
-from troth.train import Judged
 
 #: How many samples of each split take part; every one of a test's emoji must keep its name among the classes.
 SIZES = {"train": 240, "style-shift": 96, "retrieval": 48, "concept": 24}
@@ -40,7 +39,8 @@ def test_the_demo_trains_evaluates_audits_and_reports(
         assert all(estimate.standard_error is not None for estimate in method.metrics.values() if estimate.value)
         assert len(method.loss_curve.step) >= 2
     assert [method.judged for method in data.methods] == [False, True, False]
-    judged = Judged.read(out / "robust" / "judgement.parquet", 240)
+    judged = estimates_of_run(out / "robust", 240)
+    assert judged is not None
     audited = AuditTable.read(out / "robust" / "audit.parquet")
     assert audited.id.tolist() == judged.id.tolist()
     assert audited.p_mismatch.tolist() == judged.p_mismatch.tolist()

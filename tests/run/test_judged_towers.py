@@ -147,6 +147,9 @@ def test_a_run_tells_of_it_and_draws_what_its_judge_kept(
     parquet.write_table(table.slice(1), path)
     with pytest.raises(UserError, match=r"other.parquet: this judgement is of other pairs"):
         judged.remembered(path)
+    parquet.write_table(table.drop_columns("p_mismatch"), path)
+    with pytest.raises(UserError, match=r"other.parquet: some pairs have no p_mismatch \(remove it, and the pairs are"):
+        judged.remembered(path)
     path.write_text("cut off")
-    with pytest.raises(UserError, match=r"other.parquet: not a judgement: .*\(start a new run\)"):
+    with pytest.raises(UserError, match=r"other.parquet: not a judgement: .*\(remove it, and the pairs are"):
         judged.remembered(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from troth.audit.judged import judged_by_similarity, judged_mixture
+from troth.audit.estimates import estimates_by_similarity, estimates_of_run, mixture_of
 from troth.audit.scores import Mixture, fit_mixture, pair_scores, percentile_quality
 from troth.audit.table import AuditTable, Decisions, audit_pairs
 from troth.audit.truth import SimilarityHistogram, Truth, against_truth, similarity_histogram
@@ -15,9 +15,10 @@ __all__ = [
     "Truth",
     "against_truth",
     "audit_pairs",
+    "estimates_by_similarity",
+    "estimates_of_run",
     "fit_mixture",
-    "judged_by_similarity",
-    "judged_mixture",
+    "mixture_of",
     "pair_scores",
     "percentile_quality",
     "similarity_histogram",

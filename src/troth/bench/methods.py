@@ -154,7 +154,9 @@ def regimes_named(name: str | None) -> tuple[Regime, ...]:
 
 
 def base_recipe(method: Method, regime: Regime, seed: int, settings: Sequence[str] = ()) -> Recipe:
-    """Return a method's recipe with a seed, cut for small towers, without tasks and on the embedded pairs still.
+    """Return a method's recipe with a seed, without tasks and on the embedded pairs still.
+
+    For small towers it is cut, and has the settings that the row has for them alone.
 
     Raises:
         UserError: if the row has no recipe in this regime, or a setting does not fit it.
@@ -162,9 +164,9 @@ def base_recipe(method: Method, regime: Regime, seed: int, settings: Sequence[st
     name = method.recipe_name(regime)
     if name is None:
         raise UserError(f"{method.name} has no recipe for {regime}", where="--regime", remedy="choose another method")
-    cut = (*method.small_settings, *SMALL) if regime == "small" else ()
+    small = (*method.small_settings, *SMALL) if regime == "small" else ()
     common = (f"seed={seed}", "train.tensorboard=false", "train.num_workers=0", "data.noise={}")
-    loaded = recipes.load(name, [*method.settings, *cut, *common, *settings])
+    loaded = recipes.load(name, [*method.settings, *small, *common, *settings])
     return replace(loaded, evaluation=EvaluationConfig(tasks=()))
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from troth.audit import against_truth, judged_by_similarity, pair_scores
+from troth.audit import against_truth, estimates_by_similarity, estimates_of_run, pair_scores
 from troth.bench.data import pairs_source
 from troth.bench.settings import Place
 from troth.data import CaptionAssignment, Source, atomic_path
@@ -17,7 +17,7 @@ from troth.evaluate.result import TaskResult
 from troth.recipe import EvaluationConfig
 from troth.run.opened import OpenedRun, open_run
 from troth.run.scoring import caption_points, flatten, run_tasks
-from troth.train import Judged
+from troth.train import MismatchEstimates
 
 SCORE_NAME = "score.json"
 
@@ -94,7 +94,7 @@ def score_run(
     metrics = flatten(_tests(run, frozen))
     source = pairs_source(place.pairs).open()
     mismatched = CaptionAssignment.load(place.answers).mismatched
-    own = None if of_right_pairs else Judged.of_run(folder, len(source))
+    own = None if of_right_pairs else estimates_of_run(folder, len(source))
     judged = _similarities(run, source, frozen) if own is None else own
     truth = against_truth(judged.score, mismatched[judged.id], estimated_rate=judged.noise_rate)
     return Score(
@@ -114,12 +114,12 @@ def score_run(
     )
 
 
-def _similarities(run: OpenedRun, source: Source, frozen: FrozenEncoders | None) -> Judged:
+def _similarities(run: OpenedRun, source: Source, frozen: FrozenEncoders | None) -> MismatchEstimates:
     """Judge the given pairs by the model's similarities."""
     embedder = Embedder(run.model, frozen=frozen, num_workers=0)
     index, image = embedder.images(source)
     text = caption_points(embedder, [source.captions(i) for i in index.tolist()])
-    return judged_by_similarity(index.numpy(), pair_scores(image, text, embedder.geometry))
+    return estimates_by_similarity(index.numpy(), pair_scores(image, text, embedder.geometry))
 
 
 def _tests(run: OpenedRun, frozen: FrozenEncoders | None) -> list[TaskResult]:

@@ -20,6 +20,9 @@ class Pictures:
     Args:
         source: where they are.
         prefix: of their names.
+
+    Attributes:
+        images: the pictures shown so far, as files of the page by their names.
     """
 
     def __init__(self, source: Source, prefix: str) -> None:
@@ -63,6 +66,7 @@ def suspicious_pairs(
 def retrieval_examples(outcomes: Sequence[Outcome], source: Source, pictures: Pictures) -> tuple[RetrievalExample, ...]:
     """Return, each way, the first query that both noisy models answer, that only one of them does, and only the other.
 
+    Takes the outcomes of :data:`~troth.demo.methods.METHODS`, in that order: the first two are the noisy models.
     A fixed rule that shows the models' differences without choosing whom they flatter; an outcome that no query has is
     left out.
     """

@@ -11,7 +11,15 @@ from troth.recipe import Recipe
 
 @dataclass(frozen=True)
 class Method:
-    """One of the demo's runs: a shipped recipe, with or without the wrong captions."""
+    """One of the demo's runs.
+
+    Attributes:
+        name: of its folder.
+        recipe: a shipped one.
+        label: what people see.
+        explanation: likewise, a sentence or two.
+        noisy: whether it is given the wrong captions.
+    """
 
     name: str
     recipe: str
@@ -46,6 +54,10 @@ METHODS = (
 
 
 def recipe_of(method: Method, noise: float, seed: int, settings: Sequence[str]) -> Recipe:
-    """Return a method's recipe with the demo's noise rate, seed and ``field=value`` settings."""
+    """Return a method's recipe with the demo's noise rate, seed and ``field=value`` settings.
+
+    Raises:
+        UserError: for a setting that no recipe has, or that does not fit.
+    """
     own = [f"seed={seed}", f"data.noise.fraction={noise if method.noisy else 0.0}"]
     return recipes.load(method.recipe, [*settings, *own])

@@ -11,7 +11,8 @@ from troth.audit import (
     SimilarityHistogram,
     Truth,
     against_truth,
-    judged_by_similarity,
+    estimates_by_similarity,
+    estimates_of_run,
     similarity_histogram,
 )
 from troth.data import CaptionAssignment
@@ -22,7 +23,7 @@ from troth.recipe import Recipe
 from troth.report import Curve
 from troth.run import build, open_run, run_tasks, train
 from troth.run.scoring import audit_source
-from troth.train import Judged, read_log
+from troth.train import read_log
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Outcome:
     Attributes:
         method: which.
         embedder: its trained model.
-        results: its tests'.
+        results: of its tests.
         curves: ``loss`` and ``scale`` over the steps.
         seconds: wall time of the training, judging included where it was not cached.
         audited: None if it was given no wrong captions.
@@ -64,7 +65,11 @@ class Outcome:
 
 
 def train_and_test(method: Method, recipe: Recipe, folder: Path, frozen: FrozenEncoders) -> Outcome:
-    """Train a method in a new folder and take the tests; audit its pairs if some are wrong."""
+    """Train a method in a new folder and take the tests; audit its pairs if some are wrong.
+
+    Raises:
+        UserError: if it cannot be trained, as :func:`troth.run.train` does.
+    """
     started = time.monotonic()
     train(recipe, folder, frozen=frozen)
     seconds = time.monotonic() - started
@@ -81,9 +86,9 @@ def _audited(recipe: Recipe, folder: Path, embedder: Embedder, frozen: FrozenEnc
     built = build(recipe, frozen=frozen)
     assert isinstance(built.noise, CaptionAssignment)
     wrong = built.noise.mismatched
-    judged = Judged.of_run(folder, len(built.source))
+    judged = estimates_of_run(folder, len(built.source))
     table = audit_source(embedder, built.source, built.noise, judged=judged)
     table.write(folder / "audit.parquet")
-    by = judged or judged_by_similarity(table.id, table.score)
-    truth = against_truth(by.score, wrong[by.id], estimated_rate=by.noise_rate)
+    estimates = judged or estimates_by_similarity(table.id, table.score)
+    truth = against_truth(estimates.score, wrong[estimates.id], estimated_rate=estimates.noise_rate)
     return Audited(table, truth, similarity_histogram(table.score, wrong[table.id]), judged is not None)

@@ -57,11 +57,20 @@ METRICS = (
 def report_data(
     outcomes: Sequence[Outcome], source: Source, noise: CaptionAssignment, command: str, seed: int, seconds: float
 ) -> ReportData:
-    """Return the page of outcomes, the plain one first, on a source of which ``noise`` has moved captions."""
-    audited = {each.method.name: each for each in outcomes}["robust"]
-    assert audited.audited is not None, "it is given wrong captions"
+    """Return the page of the outcomes of :data:`~troth.demo.methods.METHODS`, in that order.
+
+    Args:
+        outcomes: what became of each.
+        source: the pairs that they learnt from.
+        noise: whose captions these were given.
+        command: that made them.
+        seed: of noise and runs.
+        seconds: that all of it took.
+    """
+    robust = {each.method.name: each for each in outcomes}["robust"]
+    assert robust.audited is not None, "it is given wrong captions"
     trained = Pictures(source, "train")
-    suspicious = suspicious_pairs(audited.audited.table, noise, source, trained)
+    suspicious = suspicious_pairs(robust.audited.table, noise, source, trained)
     retrieval = EmbeddedSource(split="retrieval").open()
     tested = Pictures(retrieval, "retrieval")
     examples = retrieval_examples(outcomes, retrieval, tested)
@@ -83,7 +92,7 @@ def report_data(
         },
         retrievals=examples,
         suspicious=suspicious,
-        suspicious_by=audited.method.label,
+        suspicious_by=robust.method.label,
         provenance=_provenance(command, seed, seconds),
         images=trained.images | tested.images,
     )

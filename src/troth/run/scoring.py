@@ -15,7 +15,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from troth.audit import AuditTable, audit_pairs, judged_mixture
+from troth.audit import AuditTable, audit_pairs, estimates_of_run, mixture_of
 from troth.data import CaptionAssignment, Source, atomic_path, caption_owner, carries_vectors, check_source
 from troth.embed import Embedder, FeatureCache, FrozenEncoders
 from troth.encoders import ContrastiveModel, export_flat, export_open_clip, has_open_clip_form
@@ -26,7 +26,7 @@ from troth.run.arguments import data_argument
 from troth.run.build import build
 from troth.run.checks import at
 from troth.run.opened import OpenedRun, open_run
-from troth.train import Judged
+from troth.train import MismatchEstimates
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -168,7 +168,7 @@ def audit_source(
     source: Source,
     noise: CaptionAssignment | None = None,
     reserve: Source | None = None,
-    judged: Judged | None = None,
+    judged: MismatchEstimates | None = None,
 ) -> AuditTable:
     """Score every readable pair of a source, with the captions it was trained with.
 
@@ -195,7 +195,7 @@ def audit_source(
         keys=[source.key(i) for i in index.tolist()],
         captions=[group[0] for group in captions],
         caption_keys=keys,
-        mixture=None if judged is None else judged_mixture(judged, index.numpy()),
+        mixture=None if judged is None else mixture_of(judged, index.numpy()),
     )
 
 
@@ -205,7 +205,7 @@ def audit(folder: Path, which: str, out: Path, weights: str | None = None) -> No
     built = build(run.recipe)
     noise = built.noise if isinstance(built.noise, CaptionAssignment) else None
     embedder = Embedder(run.model, FeatureCache())
-    judged = None if noise is None else Judged.of_run(folder, len(built.source))
+    judged = None if noise is None else estimates_of_run(folder, len(built.source))
     table = audit_source(embedder, built.source, noise, built.reserve, judged)
     table.write(out)
     console = Console()

@@ -16,9 +16,9 @@ from troth.train.external_teacher import (
     TaughtData,
     TextTeacher,
 )
-from troth.train.judged import JUDGEMENT_NAME, Judged
 from troth.train.judging import JudgeConfig, JudgedPairs, JudgedStream
 from troth.train.loop import LEDGER_NAME, Evaluate, Trainer, TrainResult
+from troth.train.mismatch_estimates import JUDGEMENT_NAME, MismatchEstimates
 from troth.train.momentum_teacher import MomentumTeacher
 from troth.train.optimizer import OptimizerConfig, ScheduleConfig
 from troth.train.runlog import LOG_NAME, RunLog, read_log
@@ -52,9 +52,9 @@ __all__ = [
     "ImageTeacher",
     "InputTeacher",
     "JudgeConfig",
-    "Judged",
     "JudgedPairs",
     "JudgedStream",
+    "MismatchEstimates",
     "MomentumTeacher",
     "OnlineTeacher",
     "OptimizerConfig",

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -20,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from troth.data import BatchStream, LedgerEntry, LoadedBatch, WeightedPlan, atomic_path
+from troth.data import BatchStream, LedgerEntry, LoadedBatch, WeightedPlan
 from troth.data.loader import JudgedRows
 from troth.embed import CacheEntry, CacheKey, FeatureCache, frozen_texts
 from troth.embed.features import CaptionTable, FrozenFeatures, hash_texts, ledger_of
@@ -29,10 +27,12 @@ from troth.encoders.hashing import hash_tensors
 from troth.errors import UserError
 from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, caption_words, judge
 from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
-from troth.train.judged import Judged
+from troth.train.mismatch_estimates import MismatchEstimates
 from troth.train.teacher import encode_pictures
 from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrecision, load_stages, load_tower
 from troth.types import STRICT
+
+_ON_RESUME = "remove it, and the pairs are judged again, which may differ in the last bits, or start a new run"
 
 #: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
 _PROCEDURE = "judge 2"
@@ -216,30 +216,24 @@ class JudgedPairs:
         draws with them.
 
         Raises:
-            UserError: if the file cannot be read, or is of other pairs.
+            UserError: if the file cannot be read, is of other pairs, or does not know of all of them.
         """
-        kept = Judged.read(path, len(self.valid), remedy="start a new run")
+        kept = MismatchEstimates.read(path, len(self.valid), remedy=_ON_RESUME)
         rows = self.valid.nonzero()[:, 0]
-        if not np.array_equal(kept.id, rows.numpy()) or np.isnan(kept.p_mismatch).any():
+        if not np.array_equal(kept.id, rows.numpy()):
             raise UserError("this judgement is of other pairs", where=str(path), remedy="start a new run")
+        if np.isnan(kept.p_mismatch).any():
+            raise UserError("some pairs have no p_mismatch", where=str(path), remedy=_ON_RESUME)
         probability = self.judgement.p_mismatch.clone()
-        probability[rows] = torch.tensor(kept.p_mismatch)
+        probability[rows] = torch.from_numpy(kept.p_mismatch)
         return replace(self, judgement=replace(self.judgement, p_mismatch=probability))
 
     def save(self, path: Path) -> None:
-        """Write ``id``, ``score``, ``p_mismatch``, ``weight`` as parquet; ``noise_rate``, ``evidence`` as metadata."""
+        """Write the judgement of the pairs whose picture could be read, as :class:`MismatchEstimates` do."""
         rows = self.valid.nonzero()[:, 0]
-        probability = self.judgement.p_mismatch[rows].numpy()
-        columns = {
-            "id": rows.numpy(),
-            "score": self.judgement.score[rows].numpy(),
-            "p_mismatch": probability,
-            "weight": self.weight[rows].numpy(),
-        }
-        metadata = {"noise_rate": str(self.judgement.noise_rate), "evidence": " ".join(self.judgement.evidence)}
-        table = pa.table(columns).replace_schema_metadata(metadata)
-        with atomic_path(path) as temporary:
-            parquet.write_table(table, temporary)
+        found = self.judgement
+        score, probability = found.score[rows].numpy(), found.p_mismatch[rows].numpy()
+        MismatchEstimates(rows.numpy(), score, found.noise_rate, probability, tuple(found.evidence)).write(path)
 
 
 class JudgedStream:

@@ -1,4 +1,4 @@
-"""A judge's table: read and refused."""
+"""The table of how likely pairs are wrong: written, read and refused."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from troth.errors import UserError
-from troth.train import Judged
+from troth.train import MismatchEstimates
 
 
 def written(path: Path, columns: dict[str, Any], metadata: dict[str, str] | None = None) -> Path:
@@ -17,27 +17,28 @@ def written(path: Path, columns: dict[str, Any], metadata: dict[str, str] | None
     return path
 
 
+def read(path: Path, num_pairs: int) -> MismatchEstimates:
+    return MismatchEstimates.read(path, num_pairs, remedy="do it again")
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    columns = {"id": [4, 0], "score": [0.5, -2.0], "p_mismatch": [0.25, None]}
-    found = Judged.read(written(tmp_path / "j.parquet", columns, {"noise_rate": "0.375"}), 5)
+    scores, probability = np.array([0.5, -2.0]), np.array([0.25, np.nan])
+    estimates = MismatchEstimates(np.array([4, 0]), scores, 0.375, probability, ("features", "words"))
+    estimates.write(tmp_path / "j.parquet")
+    assert pq.read_table(tmp_path / "j.parquet")["weight"].to_pylist() == [0.75, 0.0]
+    found = read(tmp_path / "j.parquet", 5)
     assert found.id.tolist() == [4, 0]
     assert found.score.tolist() == [0.5, -2.0]
     assert found.noise_rate == 0.375
-    np.testing.assert_array_equal(found.p_mismatch, [0.25, np.nan])
+    assert found.evidence == ("features", "words")
+    np.testing.assert_array_equal(found.p_mismatch, probability)
 
 
-def test_probabilities_and_the_noise_rate_may_be_unknown(tmp_path: Path) -> None:
-    found = Judged.read(written(tmp_path / "j.parquet", {"id": [0], "score": [1.0]}), 1)
+def test_probabilities_noise_rate_and_evidence_may_be_unknown(tmp_path: Path) -> None:
+    found = read(written(tmp_path / "j.parquet", {"id": [0], "score": [1.0]}), 1)
     assert np.isnan(found.p_mismatch).all()
     assert np.isnan(found.noise_rate)
-
-
-def test_a_run_without_a_judge_has_left_nothing(tmp_path: Path) -> None:
-    assert Judged.of_run(tmp_path, 1) is None
-    written(tmp_path / "judgement.parquet", {"id": [0], "score": [1.0]})
-    found = Judged.of_run(tmp_path, 1)
-    assert found is not None
-    assert found.score.tolist() == [1.0]
+    assert found.evidence == ()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,8 @@ def test_a_run_without_a_judge_has_left_nothing(tmp_path: Path) -> None:
         ({"id": ["a", "b"], "score": [0.5, 0.5]}, {}, "id holds no numbers"),
         ({"id": [0, 1], "score": [0.5, None]}, {}, "scores are not finite"),
         ({"id": [0, 1], "score": [0.5, 0.5], "p_mismatch": [3.0, 0.5]}, {}, "no probabilities"),
-        ({"id": [0, 1], "score": [0.5, 0.5]}, {"noise_rate": "much"}, "no number"),
+        ({"id": [0, 1], "score": [0.5, 0.5]}, {"noise_rate": "much"}, "no number from 0 to 1"),
+        ({"id": [0, 1], "score": [0.5, 0.5]}, {"noise_rate": "7.0"}, "no number from 0 to 1"),
     ],
 )
 def test_a_judgement_that_cannot_be_used_is_one_line(
@@ -59,17 +61,20 @@ def test_a_judgement_that_cannot_be_used_is_one_line(
 ) -> None:
     path = written(tmp_path / "j.parquet", columns, metadata)
     with pytest.raises(UserError, match=message) as raised:
-        Judged.read(path, 2)
+        read(path, 2)
     assert str(path) in str(raised.value)
-    assert "remove it" in str(raised.value)
-    with pytest.raises(UserError, match="start a new run"):
-        Judged.read(path, 2, remedy="start a new run")
+    assert "(do it again)" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_or_not_parquet_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_not_parquet_or_damaged_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no parquet")
-    for name in ("none", "text"):
+    rows = np.random.default_rng(0).permutation(2000)
+    whole = written(tmp_path / "whole", {"id": rows, "score": rows / 7}).read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page").write_bytes(whole[:100] + bytes(len(whole) // 2) + whole[100 + len(whole) // 2 :])
+    (tmp_path / "footer").write_bytes(whole[:-60] + bytes(40) + whole[-20:])
+    for name in ("none", "text", "cut", "page", "footer"):
         with pytest.raises(UserError, match="not a judgement") as raised:
-            Judged.read(tmp_path / name, 2)
+            read(tmp_path / name, 2000)
         assert "\n" not in str(raised.value)
