@@ -41,7 +41,6 @@ def suspicious_pairs(
 ) -> tuple[SuspiciousPair, ...]:
     """Return the pairs that an audit of ``source`` trusts least, each with what it should have had."""
     row_of = {int(sample): row for row, sample in enumerate(table.id)}
-
     pairs = []
     for row in table.most_suspicious(SUSPICIOUS).tolist():
         sample, suggested = int(table.id[row]), int(table.suggested_caption_id[row])
