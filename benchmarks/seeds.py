@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ import torch
 
 from benchmarks.table import Record, kept, report, save
 from troth.bench.methods import REGIMES, SMALL
-from troth.encoders import Heads
 from troth.errors import UserError
 from troth.recipe import Recipe, from_dict, load, to_dict
-from troth.run.opened import OpenedRun, open_run, read_recipe
+from troth.run.opened import OpenedRun, check_trained_by, open_run
 from troth.run.training import resume, train
 from troth.train.resume import holds_run
 
@@ -67,21 +67,12 @@ def trained(recipe: Recipe, folder: Path) -> OpenedRun:
         UserError: if the folder holds a run of another recipe: the row has changed since.
     """
     torch.set_num_threads(1)
+    check_trained_by(folder, recipe)
     if holds_run(folder):
-        if not is_of(read_recipe(folder), recipe):
-            raise UserError("a run of another recipe than the row's", where=str(folder), remedy="remove it")
         resume(folder, progress=False)
     else:
         train(recipe, folder, progress=False)
     return open_run(folder, "last")
-
-
-def is_of(then: Recipe, recipe: Recipe) -> bool:
-    """Say whether a run's recipe is the one given, but for what the run filled in: how wide vectors are."""
-    if isinstance(then.model, Heads) and isinstance(recipe.model, Heads):
-        image, text = recipe.model.image_feature_dim, recipe.model.text_feature_dim
-        then = replace(then, model=replace(then.model, image_feature_dim=image, text_feature_dim=text))
-    return then == recipe
 
 
 def with_tasks(recipe: Recipe, tasks: Sequence[Mapping[str, Any]] = ()) -> Recipe:
@@ -103,7 +94,8 @@ def table(
     name: str,
     title: str,
     cases: Sequence[tuple[str, str]],
-    work: Callable[[Job], dict[str, float]],
+    recipe_of: Callable[[Job], Recipe],
+    score: Callable[[Job, OpenedRun], dict[str, float]],
     options: argparse.Namespace,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> None:
@@ -113,9 +105,12 @@ def table(
         name: of the benchmark and its result.
         title: of what is printed.
         cases: regimes and names of rows; those that ``options`` leaves out are kept as they were saved.
-        work: trains and scores one run, in a process of its own.
+        recipe_of: what a run is trained by.
+        score: what is reported of a trained run, in a process of its own.
         options: what :func:`add_arguments` added, ``quick`` and ``save``.
         seeds: of the runs; ``options.quick`` takes the first one.
+
+    A kept run of another recipe than its row has now ends the program with one line, before anything is trained.
     """
     seeds = seeds[:1] if options.quick else seeds
     cases = [
@@ -123,20 +118,29 @@ def table(
         for regime, row in cases
         if options.regime in (None, regime) and (not options.only or row in options.only)
     ]
+    jobs = [[Job(*case, seed, options.quick, _folder(options, *case, seed)) for seed in seeds] for case in cases]
+    try:
+        for job in (job for of_case in jobs for job in of_case):
+            check_trained_by(job.folder, recipe_of(job))
+    except UserError as error:
+        sys.exit(str(error))
     again = {f"{regime}: {row}" for regime, row in cases}
     others = kept(name, again.__contains__) if options.save else []
     records: list[Record] = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        waiting = [
-            [pool.submit(work, Job(*case, seed, options.quick, _folder(options, *case, seed))) for seed in seeds]
-            for case in cases
-        ]
+        waiting = [[pool.submit(_work, job, recipe_of, score) for job in of_case] for of_case in jobs]
         for case, futures in zip(cases, waiting, strict=True):
             records += summary(*case, [future.result() for future in futures])
             print(f"{case[0]}: {case[1]} done", flush=True)
             if options.save:
                 save(name, f"python -m benchmarks.{name}", options.save, others + records)
     report(f"{title}, {len(seeds)} seed(s)", records)
+
+
+def _work(
+    job: Job, recipe_of: Callable[[Job], Recipe], score: Callable[[Job, OpenedRun], dict[str, float]]
+) -> dict[str, float]:
+    return score(job, trained(recipe_of(job), job.folder))
 
 
 def summary(regime: str, row: str, runs: Sequence[dict[str, float]]) -> Iterator[Record]:

@@ -23,10 +23,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from benchmarks.seeds import REGIMES, SMALL, Job, add_arguments, cut_recipe, table, trained, with_tasks
+from benchmarks.seeds import REGIMES, SMALL, Job, add_arguments, cut_recipe, table, with_tasks
 from benchmarks.table import arguments
 from troth.evaluate import converge_step
-from troth.recipe import from_dict
+from troth.recipe import Recipe, from_dict
+from troth.run.opened import OpenedRun
 from troth.run.scoring import flatten, run_tasks
 from troth.train import read_log
 
@@ -108,16 +109,19 @@ ROWS: dict[str, Row] = {
 }
 
 
-def run(job: Job) -> dict[str, float]:
-    """Train once, or take up a run that stopped; return what is reported of its last step."""
-    tree = cut_recipe(job, "infonce", ROWS[job.name].all_settings(), SMALLEST)
-    opened = trained(from_dict(tree), job.folder)
+def recipe_of(job: Job) -> Recipe:
+    """Return the recipe of one run."""
+    return from_dict(cut_recipe(job, "infonce", ROWS[job.name].all_settings(), SMALLEST))
+
+
+def score(job: Job, opened: OpenedRun) -> dict[str, float]:
+    """Return what is reported of a run's last step."""
     metrics = flatten(run_tasks(with_tasks(opened.recipe, [{"kind": "linear-probe"}]), opened.model))
     values = {label: 100 * metrics[metric] for metric, label in METRICS.items()}
     values["log scale"] = float(opened.model.log_scale.detach())
     if ROWS[job.name].learnable:
         log = read_log(job.folder, "train")
-        per_epoch = opened.step / tree["train"]["epochs"]
+        per_epoch = opened.step / opened.recipe.train.epochs
         found = converge_step([line["step"] for line in log], [line["scale"] for line in log], per_epoch)
         if found is not None:
             values["converged at epoch"] = found / per_epoch
@@ -128,7 +132,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     add_arguments(parser, "topology", tuple(ROWS))
     cases = [(regime, name) for regime in REGIMES for name in ROWS]
-    table("topology", "Topologies", cases, run, parser.parse_args())
+    table("topology", "Topologies", cases, recipe_of, score, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.seeds import REGIMES, Job, add_arguments, cut_recipe, table, trained, with_tasks
+from benchmarks.seeds import REGIMES, Job, add_arguments, cut_recipe, table, with_tasks
 from benchmarks.table import arguments
 from troth.recipe import Recipe, from_dict, load, to_dict
+from troth.run.opened import OpenedRun
 from troth.run.scoring import flatten, run_tasks
 from troth.train import read_log
 
@@ -74,7 +75,7 @@ SYSTEMS: dict[str, System] = {
 
 
 def recipe_of(job: Job) -> Recipe:
-    """The recipe of one run. Only what the run itself goes by is evaluated on the way: a judge's metric."""
+    """Return the recipe of one run. Only what the run itself goes by is evaluated on the way: a judge's metric."""
     system = SYSTEMS[job.name]
     tree = cut_recipe(job, system.recipe, system.settings)
     if tree["unpaired"] != "none":
@@ -87,9 +88,8 @@ def recipe_of(job: Job) -> Recipe:
     return from_dict(tree)
 
 
-def run(job: Job) -> dict[str, float]:
-    """Train once, or take up a run that stopped; return what is reported of its last step."""
-    opened = trained(recipe_of(job), job.folder)
+def score(job: Job, opened: OpenedRun) -> dict[str, float]:
+    """Return what is reported of a run's last step."""
     metrics = flatten(run_tasks(with_tasks(opened.recipe, CATEGORY_TASKS), opened.model))
     values = {label: 100 * metrics[metric] for metric, label in METRICS.items()}
     episodes = [line for line in read_log(job.folder, "episode") if line["phase"] == "prototypes"]
@@ -109,7 +109,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     add_arguments(parser, "training_systems", tuple(SYSTEMS))
     cases = [(regime, name) for regime in REGIMES for name, system in SYSTEMS.items() if regime in system.regimes]
-    table("training_systems", "Training systems", cases, run, parser.parse_args())
+    table("training_systems", "Training systems", cases, recipe_of, score, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """What the benchmarks over seeds do with their runs' numbers."""
 
+import argparse
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.seeds import Job, cut_recipe, summary, trained
+from benchmarks.seeds import Job, cut_recipe, summary, table, trained
 from benchmarks.topology import SMALLEST
 from benchmarks.training_systems import FULL_WEIGHT, SYSTEMS, recipe_of
 
 from troth.errors import UserError
 from troth.objectives import Affinity, InfoNCE, Sum
-from troth.recipe import load
+from troth.recipe import Recipe, load, to_toml
 
 
 def test_a_mean_comes_with_its_standard_error() -> None:
@@ -59,7 +60,7 @@ def test_a_kept_run_of_another_recipe_is_not_taken_for_the_rows(tmp_path: Path) 
     threads = torch.get_num_threads()
     try:
         assert trained(first, tmp_path / "run").recipe.seed == trained(first, tmp_path / "run").recipe.seed
-        with pytest.raises(UserError, match=r"run: a run of another recipe than the row's \(remove it\)"):
+        with pytest.raises(UserError, match="run: the run was trained by another recipe than is asked for now"):
             trained(load("heads-infonce", [*settings, "seed=1"]), tmp_path / "run")
     finally:
         torch.set_num_threads(threads)
@@ -73,3 +74,19 @@ def test_every_training_system_has_a_recipe(tmp_path: Path, regime: str, name: s
     assert recipe.seed == 4
     if name == FULL_WEIGHT:
         assert recipe.objective == Sum(((1.0, InfoNCE()), (2.5, Affinity())))
+
+
+def test_a_table_with_a_changed_row_ends_with_one_line_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "full" / "heads-changed-0"
+    kept.mkdir(parents=True)
+    (kept / "recipe.toml").write_text(to_toml(load("heads-infonce")))
+    options = argparse.Namespace(quick=False, save=None, regime="heads", only=None, runs=tmp_path, jobs=1)
+    monkeypatch.setattr("benchmarks.seeds.ProcessPoolExecutor", lambda *_, **__: pytest.fail("it trained"))
+
+    def recipe_of(job: Job) -> Recipe:
+        return load("heads-infonce", ["seed=3"] if job.name == "changed" else [])
+
+    with pytest.raises(SystemExit, match=rf"{kept}: the run was trained by another recipe.*\(remove it"):
+        table("any", "Any", [("heads", "new"), ("heads", "changed")], recipe_of, lambda *_: {}, options, seeds=(0,))

@@ -92,7 +92,7 @@ def test_a_methods_own_judgement_is_what_is_scored_if_it_leaves_one(tmp_path: Pa
 def _refuse_another_recipe(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = Method("GCE", "heads-generalized-ce", settings=("train.batch_size=32", "objective.q=0.9"))
     monkeypatch.setattr(runs, "METHODS", (small.METHODS[0], changed))
-    with pytest.raises(UserError, match=r"another recipe than the method has now.*remove it"):
+    with pytest.raises(UserError, match=r"another recipe than is asked for now.*remove it"):
         run_robustness(order)
 
 

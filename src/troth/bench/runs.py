@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from troth.embed import FrozenEncoders
 from troth.encoders import Heads
 from troth.errors import NonFiniteLossError, UserError
 from troth.recipe import Recipe
-from troth.run.opened import RECIPE_NAME, read_recipe
+from troth.run.opened import check_trained_by
 from troth.run.training import resume, train
 from troth.train import Checkpoints
 from troth.train.resume import holds_run
@@ -243,20 +243,9 @@ def _check(order: Order) -> None:
             remedy=f"leave out --regime or --noise; rows of the ablation run on {' and '.join(ABLATION_NOISE)}",
         )
     for job in found:
-        check_recipe(job)
-
-
-def check_recipe(job: Job) -> None:
-    """Raise a UserError if a kept run was not trained by the recipe that the row has now."""
-    if not (job.folder / RECIPE_NAME).is_file() or not job.place.pairs.is_file() or not job.place.right.is_file():
-        return
-    now, then = run_recipe(job.method, job.regime, job.place), read_recipe(job.folder)
-    if replace(now, data=then.data) != then:
-        raise UserError(
-            "the run was trained by another recipe than the method has now",
-            where=str(job.folder),
-            remedy="remove it, or choose another --out",
-        )
+        if job.place.pairs.is_file() and job.place.right.is_file():  # a recipe is of as many steps as the pairs take
+            recipe = run_recipe(job.method, job.regime, job.place)
+            check_trained_by(job.folder, recipe, on_any_data=True)
 
 
 def takes_features(recipe: Recipe) -> bool:

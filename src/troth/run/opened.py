@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from troth import recipe as recipes
-from troth.encoders import ContrastiveModel
+from troth.encoders import ContrastiveModel, Heads, ModelConfig, Plain
 from troth.errors import UserError
 from troth.recipe import Recipe
 from troth.run.build import build_model
@@ -122,3 +122,39 @@ def read_recipe(folder: Path, settings: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise UserError("not a run", where=str(folder), remedy=f"a run's folder holds {RECIPE_NAME} and checkpoints")
     return recipes.load(path, settings)
+
+
+def check_trained_by(folder: Path, recipe: Recipe, *, on_any_data: bool = False) -> None:
+    """Make sure that a folder, if it holds a run, holds one of this recipe, so that it may be taken up for it.
+
+    What training itself fills in, the dimensions of the vectors it found, does not count.
+
+    Args:
+        folder: of the run.
+        recipe: what it should have been trained by.
+        on_any_data: whether it may name other data, such as the same ones in another place.
+
+    Raises:
+        UserError: if it was trained by another recipe.
+    """
+    if not (folder / RECIPE_NAME).is_file():
+        return
+    then = read_recipe(folder)
+    model = _without_dimensions(then, like=recipe)
+    data = recipe.data if on_any_data else then.data
+    if replace(then, model=model, data=data) != recipe:
+        raise UserError(
+            "the run was trained by another recipe than is asked for now",
+            where=str(folder),
+            remedy="remove it, or choose another folder",
+        )
+
+
+def _without_dimensions(recipe: Recipe, *, like: Recipe) -> ModelConfig:
+    """Return the recipe's model with the dimensions of vectors that another recipe has."""
+    model, other = recipe.model, like.model
+    if isinstance(model, Heads) and isinstance(other, Heads):
+        return replace(model, image_feature_dim=other.image_feature_dim, text_feature_dim=other.text_feature_dim)
+    if isinstance(model, Plain) and isinstance(other, Plain):
+        return replace(model, image_dim=other.image_dim, text_dim=other.text_dim)
+    return model
