@@ -1,5 +1,7 @@
 """Evidence is what the loop over pairs says, and what a sample was given never counts against it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -61,19 +63,21 @@ def test_a_folds_evidence_does_not_depend_on_what_its_pairs_were_given() -> None
         np.testing.assert_allclose(one[inside, ::3], other[inside, ::3], atol=1e-4)
 
 
-def test_stages_add_a_view_by_sentences_and_one_by_words() -> None:
+def test_stages_add_views_by_sentences_and_by_words_and_their_neighbours_more() -> None:
     image, text, _ = features(300, 0.2)
     rng = np.random.default_rng(0)
     parts = blocks(300, 2, rng)
     fold, owners = folds(parts, 3, rng), pairings(parts, 1)
     words, stages = (torch.from_numpy(rng.normal(size=(300, size))).float() for size in (140, 150))
-    for known, views in ((words, (9, 11)), (None, (7, 8))):
-        without, found = (
-            Evidence.of(image, text, known, 9, seen).gather(torch.ones(300), fold, owners) for seen in (None, stages)
-        )
-        assert (without[0].shape[1], found[0].shape[1]) == (3 * views[0], 3 * views[1])
-        for one, other in zip(without, found, strict=True):
-            np.testing.assert_array_equal(one, other[:, : one.shape[1]])
+    for known, views in ((words, (9, 11, 14)), (None, (7, 8, 10))):
+        gathered = [
+            Evidence.of(image, text, known, 9, seen, near).gather(torch.ones(300), fold, owners)
+            for seen, near in ((None, True), (stages, False), (stages, True))
+        ]
+        assert [each[0].shape[1] for each in gathered] == [3 * count for count in views]
+        for less, more in pairwise(gathered):
+            for one, other in zip(less, more, strict=True):
+                np.testing.assert_array_equal(one, other[:, : one.shape[1]])
     # The view by sentences is the alignment of the standardised stages, fitted to the other folds.
     rows = torch.from_numpy(np.flatnonzero(fold == 2))
     seen = torch.from_numpy(stages.numpy() - stages.numpy().mean(axis=0))
@@ -88,6 +92,45 @@ def test_stages_add_a_view_by_sentences_and_one_by_words() -> None:
     expected = (alignment.image(seen[rows]) * alignment.text(words[rows])).sum(dim=1)
     found = Evidence.of(image, text, words, 9, stages).gather(torch.ones(300), fold, owners)
     np.testing.assert_allclose(found[0][rows.numpy(), 30], expected.numpy(), atol=1e-4)
+
+
+def test_pictures_near_by_their_stages_predict_captions_words_and_the_captions_stages() -> None:
+    """Held against a loop in float64, for the pairs of one fold."""
+    image, text, _ = features(300, 0.2)
+    rng = np.random.default_rng(0)
+    parts = blocks(300, 2, rng)
+    fold, owners = folds(parts, 3, rng), pairings(parts, 1)
+    words, stages = (torch.from_numpy(rng.normal(size=(300, size))).float() for size in (40, 20))
+    weights = torch.from_numpy(rng.uniform(0.2, 1.0, 300)).float()
+    found = Evidence.of(image, text, words, 9, stages).gather(weights, fold, owners)[0][:, 33::3]
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    seen = stages.double().numpy()
+    seen = unit((seen - seen.mean(axis=0)) / seen.std(axis=0, ddof=1))
+    covariance = np.cov(seen.T, bias=True)
+    values, vectors = np.linalg.eigh(covariance + 0.3 * np.trace(covariance) / 20 * np.eye(20))
+    seen = unit((seen - seen.mean(axis=0)) @ vectors @ np.diag(values**-0.5) @ vectors.T)
+    seen = unit(seen - seen.mean(axis=0))
+    caption = text.double().numpy()
+    caption = unit(caption - caption.mean(axis=0))
+    word = words.double().numpy()
+    voices = weights.double().numpy() * (fold != 1)
+
+    def predicted(points: np.ndarray, i: int, of: np.ndarray) -> np.ndarray:
+        cosines = points @ points[i]
+        near = [n for n in np.argsort(-cosines) if n != i][:9]
+        votes = voices[near] * np.exp(cosines[near] / 0.1)
+        return votes @ of[near] / votes.sum() - of.mean(axis=0)
+
+    for i in np.flatnonzero(fold == 1):
+        expected = [
+            predicted(seen, i, caption) @ caption[i],
+            seen[i] @ predicted(caption, i, seen),
+            predicted(seen, i, word) @ word[i],
+        ]
+        np.testing.assert_allclose(found[i], expected, atol=1e-4)
 
 
 def test_standardized_features_are_of_one_scale_and_constants_are_nothing() -> None:

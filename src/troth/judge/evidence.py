@@ -21,6 +21,8 @@ _ALIGNMENTS = ((128, 3.0, 1.0), (128, 1.0, 1.0), (128, 0.3, 0.0))
 _WORD_ALIGNMENT = (256, 1.0, 1.0)
 #: Of the stages with the sentences; with the words as the features are.
 _STAGE_ALIGNMENT = (128, 1.0, 1.0)
+#: Of the stages in which pictures are near.
+_STAGE_SHRINKAGE = 0.3
 #: A feature deviates by less than this share of its size only by rounding.
 _CONSTANT = 1e-6
 #: How many of the best others a pair is held against.
@@ -48,6 +50,7 @@ class Evidence:
         words: statistics of the pictures and of what else is known of the captions, if anything.
         neighbours: how many of them predict; a third of them do so once more.
         stages: statistics of the pictures' further features with the captions' features, and with their words.
+        near_stages: neighbours, those of pictures by their whitened further features; None if these do not predict.
     """
 
     whitened: Whitened
@@ -55,6 +58,7 @@ class Evidence:
     words: Whitened | None
     neighbours: int
     stages: tuple[Whitened, ...] = ()
+    near_stages: NeighbourPredictions | None = None
 
     @classmethod
     def of(
@@ -64,6 +68,7 @@ class Evidence:
         words: Float[Tensor, "N W"] | None,
         neighbours: int,
         stages: Float[Tensor, "N S"] | None = None,
+        stage_neighbours: bool = True,
     ) -> Evidence:
         """Find neighbours and statistics of pairs: unit features of images, mean unit features of captions.
 
@@ -73,15 +78,23 @@ class Evidence:
             words: ``(N, W)`` of the captions, if known.
             neighbours: how many of them predict.
             stages: ``(N, S)`` further features of the pictures, if known, each of any scale.
+            stage_neighbours: whether pictures that are near by these predict too.
         """
         captions = [text_features] if words is None else [text_features, words.float()]
         seen = None if stages is None else standardized(stages)
+        near = NeighbourPredictions.of(image_features, text_features, min(neighbours, len(image_features) - 1))
+        staged = () if seen is None else tuple(Whitened(seen, each) for each in captions)
         return cls(
             whitened=Whitened(image_features, text_features),
-            near=NeighbourPredictions.of(image_features, text_features, min(neighbours, len(image_features) - 1)),
+            near=near,
             words=None if words is None else Whitened(image_features, words.float()),
             neighbours=neighbours,
-            stages=() if seen is None else tuple(Whitened(seen, each) for each in captions),
+            stages=staged,
+            near_stages=(
+                near.by_other_images(staged[0].whitened_images(_STAGE_SHRINKAGE))
+                if staged and stage_neighbours
+                else None
+            ),
         )
 
     def gather(
@@ -145,10 +158,21 @@ class Evidence:
             for each in settings:
                 yield _aligned(modalities, moments, each, rows)
         if self.words is not None:
-            words = self.words.text_features
-            yield View(near.mean_of_near_images(words, weights, self.neighbours, rows) - words.mean(dim=0), words[rows])
+            yield self._by_words(near, rows, weights)
         for seen, chosen in zip(self.stages, (_STAGE_ALIGNMENT, _WORD_ALIGNMENT), strict=False):
             yield _aligned(seen, seen.cross_covariance(weights), chosen, rows)
+        if self.near_stages is not None:
+            caption_of_image, image_of_caption = self.near_stages.predict(weights, self.neighbours, rows)
+            yield View(caption_of_image, near.text[rows])
+            yield View(self.near_stages.image[rows], image_of_caption)
+            if self.words is not None:
+                yield self._by_words(self.near_stages, rows, weights)
+
+    def _by_words(self, near: NeighbourPredictions, rows: Rows, weights: Float[Tensor, " N"]) -> View:
+        """Return the words that a picture's neighbours have, and those of the captions."""
+        assert self.words is not None
+        words = self.words.text_features
+        return View(near.mean_of_near_images(words, weights, self.neighbours, rows) - words.mean(dim=0), words[rows])
 
 
 def standardized(features: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:

@@ -35,6 +35,7 @@ class Procedure:
         folds: parts that are scored in turn by what the others have in common.
         rounds: how often; from the second on, pairs count as much as the rounds before found them right.
         neighbours: how many neighbours of each sample predict, in each modality; a third of them do so once more.
+        stage_neighbours: whether pictures near by a tower's stages predict too, where these are known.
         repairings: random re-pairings that wrong pairs are learnt from.
         shrinkage: of the final alignment (:meth:`~troth.judge.Whitened.align`).
         dim: dimensions of the final alignment; None: all there are.
@@ -43,6 +44,7 @@ class Procedure:
     folds: Annotated[int, Field(ge=2)] = 5
     rounds: Count = 5
     neighbours: Annotated[int, Field(ge=3)] = 30
+    stage_neighbours: bool = True
     repairings: Count = 3
     shrinkage: Annotated[float, Field(gt=0)] = 0.3
     dim: Count | None = None
@@ -109,7 +111,7 @@ def judge(
     chosen = procedure if procedure is not None else Procedure()
     image, text = F.normalize(image_features.float(), dim=-1), text_features.float()
     _check(image, text, {"word": words, "stage": stages})
-    evidence = Evidence.of(image, text, words, chosen.neighbours, stages)
+    evidence = Evidence.of(image, text, words, chosen.neighbours, stages, chosen.stage_neighbours)
     *_, last = rounds(evidence, chosen, seed)
     return Judgement(
         score=torch.from_numpy(last.given),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +52,16 @@ class NeighbourPredictions:
         cls, image_features: Float[Tensor, "N F"], text_features: Float[Tensor, "N G"], k: int
     ) -> NeighbourPredictions:
         """Find the ``k`` nearest of each sample in each modality, by cosine about the mean."""
-        image = F.normalize(image_features - image_features.mean(dim=0), dim=-1)
-        text = F.normalize(text_features - text_features.mean(dim=0), dim=-1)
+        image, text = _centred(image_features), _centred(text_features)
         closeness_image, near_image = _others(image, k)
         closeness_text, near_text = _others(text, k)
         return cls(image, text, near_image, near_text, closeness_image, closeness_text)
+
+    def by_other_images(self, image_features: Float[Tensor, "N F"]) -> NeighbourPredictions:
+        """Return the same with other features of the same pictures, and by them other neighbours of each picture."""
+        image = _centred(image_features)
+        closeness, near = _others(image, self.near_image.shape[1])
+        return replace(self, image=image, near_image=near, closeness_image=closeness)
 
     def predict(
         self, weights: Float[Tensor, " N"], k: int, rows: Int64[Tensor, " n"]
@@ -76,6 +81,10 @@ class NeighbourPredictions:
     ) -> Float[Tensor, "n D"]:
         """Return the mean of ``values`` over the ``k`` nearest pictures of those of ``rows``, as far as they count."""
         return _mean_of(self.near_image[rows], self.closeness_image[rows], values, weights, k)
+
+
+def _centred(features: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    return F.normalize(features - features.mean(dim=0), dim=-1)
 
 
 def _others(points: Float[Tensor, "N D"], k: int) -> tuple[Float[Tensor, "N k"], Int64[Tensor, "N k"]]:

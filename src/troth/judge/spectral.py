@@ -90,6 +90,11 @@ class Whitened:
         self._image, self._text = _Side.of(image_features), _Side.of(text_features)
         self._whitenings: dict[float, tuple[Tensor, Tensor]] = {}
 
+    def whitened_images(self, shrinkage: float) -> Float[Tensor, "N F"]:
+        """Return the images' features about their mean, whitened and normalised: ``normalize((x - m_x) W_I)``."""
+        centred = self.image_features - self._image.mean.to(self.image_features)
+        return F.normalize(centred @ self._image.whitening(shrinkage).to(centred), dim=1)
+
     def cross_covariance(self, weights: Float[Tensor, " N"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weighted ``(F, G)`` cross-covariance of the given pairs and the two weighted means, float64."""
         share = (weights / weights.sum()).to(self.image_features)
