@@ -1,24 +1,26 @@
 """What each kind of evidence adds to the judge, and what judging costs: wrong captions on the embedded data.
 
-    python -m benchmarks.judge [--quick] [--save]
+    python -m benchmarks.judge [--quick] [--save] [--only KIND ...]
 
 20%, 40% and 60% of the training pairs' captions are moved (seed 100) and judged by the heads' frozen features, with
 
 * ``fit``: only how well a picture and a caption fit each other in each view;
 * ``fit, rivals``: also what the best others reach with the picture and with the caption;
 * ``fit, rivals, words``: also the captions' words;
-* ``fit, rivals, words, stages``: also the image encoder's intermediate features, as the robust recipes' judge.
+* ``fit, rivals, words, stages``: also alignments of the image encoder's intermediate features;
+* ``fit, rivals, words, stages, near``: also what pictures near by these predict, as the judge does unless told not to.
 
 After two rounds and after five, two areas under curves are printed: ``given`` tells given pairs from re-paired ones,
 out of fold, and needs no answers, so that it may choose; ``wrong`` tells wrong pairs from right ones by the answers,
 and may not. If given wrong pairs scored exactly as re-paired ones, ``given`` would be (1 - e) ``wrong`` + e / 2 for a
 share e. Also the wall time of these rounds; features and words come before them, the final alignment
-after. ``--quick``: 40% of a fifth of the pairs, two rounds.
+after. ``--only``: these kinds; what was kept of the others stays. ``--quick``: 40% of a fifth of the pairs, two rounds.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +31,7 @@ from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from benchmarks.table import Record, arguments, report, save
+from benchmarks.table import Record, arguments, kept, report, save
 from troth.data import EmbeddedSource, Noise, PartSource
 from troth.embed import FrozenEncoders
 from troth.embed.features import CaptionTable
@@ -41,11 +43,17 @@ from troth.train.teacher import encode_pictures
 from troth.train.teacher_tower import FrozenTower, load_stages
 
 SEED = 100
-KINDS = ("fit", "fit, rivals", "fit, rivals, words", "fit, rivals, words, stages")
+KINDS = (
+    "fit",
+    "fit, rivals",
+    "fit, rivals, words",
+    "fit, rivals, words, stages",
+    "fit, rivals, words, stages, near",
+)
 
 
 @dataclass(frozen=True)
-class Judged:
+class NoisyPairs:
     """Pairs with wrong captions among them.
 
     Attributes:
@@ -63,7 +71,7 @@ class Judged:
     wrong: np.ndarray
 
 
-def pairs(rate: float, part: float) -> Judged:
+def pairs(rate: float, part: float) -> NoisyPairs:
     """Return the first part of the embedded training pairs, a share of the captions moved."""
     source = PartSource(EmbeddedSource(), stop=part).open()
     noise = Noise(fraction=rate).bind(source, SEED)
@@ -78,7 +86,7 @@ def pairs(rate: float, part: float) -> Judged:
     assert words is not None
     assert tower is not None
     stages = encode_pictures(tower, source).tensors["features"]
-    return Judged(image, text, words, stages, noise.mismatched)
+    return NoisyPairs(image, text, words, stages, noise.mismatched)
 
 
 class OnlyFit(Evidence):
@@ -89,12 +97,14 @@ class OnlyFit(Evidence):
         return [each[:, ::3] for each in super().gather(*arguments)]
 
 
-def areas(data: Judged, kind: str, count: int) -> dict[int, tuple[float, float]]:
+def areas(data: NoisyPairs, kind: str, count: int) -> dict[int, tuple[float, float]]:
     """Return the two areas after the second round and the last."""
     procedure = Procedure(rounds=count)
     words = data.words if "words" in kind else None
     stages = data.stages if "stages" in kind else None
-    evidence = (OnlyFit if kind == "fit" else Evidence).of(data.image, data.text, words, procedure.neighbours, stages)
+    evidence = (OnlyFit if kind == "fit" else Evidence).of(
+        data.image, data.text, words, procedure.neighbours, stages, "near" in kind
+    )
     found = {}
     for number, each in enumerate(rounds(evidence, procedure, SEED), start=1):
         if number in (2, count):
@@ -104,10 +114,10 @@ def areas(data: Judged, kind: str, count: int) -> dict[int, tuple[float, float]]
     return found
 
 
-def measure(rate: float, part: float, count: int) -> list[Record]:
-    """Judge the pairs by each kind of evidence."""
+def measure(rate: float, part: float, count: int, kinds: Sequence[str]) -> list[Record]:
+    """Judge the pairs by each of some kinds of evidence."""
     data, records = pairs(rate, part), []
-    for kind in KINDS:
+    for kind in kinds:
         began = time.perf_counter()
         found = areas(data, kind, count)
         seconds = time.perf_counter() - began
@@ -121,12 +131,15 @@ def measure(rate: float, part: float, count: int) -> list[Record]:
 
 def main() -> None:
     """Print and perhaps keep what was measured."""
-    chosen = arguments(__doc__ or "").parse_args()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--only", nargs="+", choices=KINDS, metavar="KIND", default=KINDS, help="these kinds only")
+    chosen = parser.parse_args()
     rates, part, count = ((0.4,), 0.2, 2) if chosen.quick else ((0.2, 0.4, 0.6), 1.0, Procedure().rounds)
-    records = [record for rate in rates for record in measure(rate, part, count)]
+    records = [record for rate in rates for record in measure(rate, part, count, chosen.only)]
     report("The judge's evidence: areas under curves, and its cost", records)
     if chosen.save:
-        save("judge", "python -m benchmarks.judge", chosen.save, records)
+        again = {record.case for record in records}
+        save("judge", "python -m benchmarks.judge", chosen.save, kept("judge", again.__contains__) + records)
 
 
 if __name__ == "__main__":
