@@ -139,7 +139,8 @@ def main() -> None:
     report("The judge's evidence: areas under curves, and its cost", records)
     if chosen.save:
         again = {record.case for record in records}
-        save("judge", "python -m benchmarks.judge", chosen.save, kept("judge", again.__contains__) + records)
+        others = [] if chosen.only == KINDS else kept("judge", again.__contains__)
+        save("judge", "python -m benchmarks.judge", chosen.save, others + records)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def table(
         options: what :func:`add_arguments` added, ``quick`` and ``save``.
         seeds: of the runs; ``options.quick`` takes the first one.
 
-    A kept run of another recipe than its row has now ends the program with one line, before anything is trained.
+    Raises:
+        SystemExit: with one line, before anything is trained, if a kept run is of another recipe than its row has now.
     """
     seeds = seeds[:1] if options.quick else seeds
     cases = [

@@ -92,7 +92,7 @@ def test_what_stages_see_goes_into_the_judgement(
         assert bool(judged.judgement.score[~read].isnan().all())
     assert not torch.equal(found.judgement.score[read], without.judgement.score[read])
     assert found.ledger == without.ledger, "each picture is told once"
-    assert found.identity.endswith(f"; stages {tower.identity}")
+    assert found.identity.endswith(f"; stages {tower.identity}; neighbours by them")
     assert "stages" not in without.identity
 
 

@@ -34,6 +34,9 @@ def test_dimensions_that_training_filled_in_are_no_difference(
     recipe = load("heads-infonce", [VECTORS, model])
     keep(replace(recipe, model=replace(recipe.model, **filled)), tmp_path)
     check_trained_by(tmp_path, recipe)
+    asked = replace(recipe, model=replace(recipe.model, **dict.fromkeys(filled, 99)))
+    with pytest.raises(UserError, match="another recipe"):
+        check_trained_by(tmp_path, asked)
     other = replace(recipe, model=replace(recipe.model, embed_dim=16))
     with pytest.raises(UserError, match=r"another recipe than is asked for now \(remove it, or choose another folder"):
         check_trained_by(tmp_path, other)

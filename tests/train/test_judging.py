@@ -1,5 +1,6 @@
 """What a run's judge is given: the pairs that could be read, their features, their words, and what stages see."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,20 @@ def test_what_stages_see_goes_along_and_is_not_taken_for_the_judgement_without(t
     expected = judge(image[valid], text[valid], PROCEDURE, 3, stages=stages[valid])
     torch.testing.assert_close(found.score[valid], expected.score)
     assert not torch.equal(without.score[valid], found.score[valid])
+
+
+def test_neighbours_by_stages_can_be_left_out_and_are_named_with_the_stages_alone(tmp_path: Path) -> None:
+    image, text, _ = features(300, 0.3)
+    valid, captions = torch.ones(300, dtype=torch.bool), [("a",)] * 300
+    stages = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    cache = FeatureCache(tmp_path)
+    found = []
+    for near in (True, False):
+        procedure = replace(PROCEDURE, stage_neighbours=near)
+        config = JudgeConfig(procedure=procedure, words=False)
+        found.append(config._cached(image, text, captions, valid, stages, 3, cache))
+        expected = judge(image, text, procedure, 3, stages=stages)
+        torch.testing.assert_close(found[-1].score, expected.score)
+    assert not torch.equal(found[0].score, found[1].score)
+    configs = [JudgeConfig(procedure=replace(PROCEDURE, stage_neighbours=near)) for near in (True, False)]
+    assert repr(configs[0]) == repr(configs[1]), "without stages, the judgement is the same one"

@@ -21,7 +21,7 @@ _ALIGNMENTS = ((128, 3.0, 1.0), (128, 1.0, 1.0), (128, 0.3, 0.0))
 _WORD_ALIGNMENT = (256, 1.0, 1.0)
 #: Of the stages with the sentences; with the words as the features are.
 _STAGE_ALIGNMENT = (128, 1.0, 1.0)
-#: Of the stages in which pictures are near.
+#: Of the stages' whitening before neighbours are sought by them.
 _STAGE_SHRINKAGE = 0.3
 #: A feature deviates by less than this share of its size only by rounding.
 _CONSTANT = 1e-6
@@ -48,7 +48,7 @@ class Evidence:
         whitened: both modalities' statistics.
         near: neighbours of each sample in each.
         words: statistics of the pictures and of what else is known of the captions, if anything.
-        neighbours: how many of them predict; a third of them do so once more.
+        neighbours: how many of them predict; by features a third of them do so once more.
         stages: statistics of the pictures' further features with the captions' features, and with their words.
         near_stages: neighbours, those of pictures by their whitened further features; None if these do not predict.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -34,7 +34,8 @@ class Procedure:
     Attributes:
         folds: parts that are scored in turn by what the others have in common.
         rounds: how often; from the second on, pairs count as much as the rounds before found them right.
-        neighbours: how many neighbours of each sample predict, in each modality; a third of them do so once more.
+        neighbours: how many neighbours of each sample predict, in each modality; by features a third of them do so
+            once more.
         stage_neighbours: whether pictures near by a tower's stages predict too, where these are known.
         repairings: random re-pairings that wrong pairs are learnt from.
         shrinkage: of the final alignment (:meth:`~troth.judge.Whitened.align`).
@@ -44,7 +45,7 @@ class Procedure:
     folds: Annotated[int, Field(ge=2)] = 5
     rounds: Count = 5
     neighbours: Annotated[int, Field(ge=3)] = 30
-    stage_neighbours: bool = True
+    stage_neighbours: bool = field(default=True, repr=False)  # identities name it with the stages, where there are any
     repairings: Count = 3
     shrinkage: Annotated[float, Field(gt=0)] = 0.3
     dim: Count | None = None

@@ -127,7 +127,8 @@ def read_recipe(folder: Path, settings: Sequence[str] = ()) -> Recipe:
 def check_trained_by(folder: Path, recipe: Recipe, *, on_any_data: bool = False) -> None:
     """Make sure that a folder, if it holds a run, holds one of this recipe, so that it may be taken up for it.
 
-    What training itself fills in, the dimensions of the vectors it found, does not count.
+    The dimensions of vectors, which training fills in where the recipe leaves them open, do not count. The step that
+    it writes into ``start_from`` does: ask with a step.
 
     Args:
         folder: of the run.
@@ -140,7 +141,7 @@ def check_trained_by(folder: Path, recipe: Recipe, *, on_any_data: bool = False)
     if not (folder / RECIPE_NAME).is_file():
         return
     then = read_recipe(folder)
-    model = _without_dimensions(then, like=recipe)
+    model = _as_open(then, recipe)
     data = recipe.data if on_any_data else then.data
     if replace(then, model=model, data=data) != recipe:
         raise UserError(
@@ -150,11 +151,14 @@ def check_trained_by(folder: Path, recipe: Recipe, *, on_any_data: bool = False)
         )
 
 
-def _without_dimensions(recipe: Recipe, *, like: Recipe) -> ModelConfig:
-    """Return the recipe's model with the dimensions of vectors that another recipe has."""
-    model, other = recipe.model, like.model
-    if isinstance(model, Heads) and isinstance(other, Heads):
-        return replace(model, image_feature_dim=other.image_feature_dim, text_feature_dim=other.text_feature_dim)
-    if isinstance(model, Plain) and isinstance(other, Plain):
-        return replace(model, image_dim=other.image_dim, text_dim=other.text_dim)
+def _as_open(then: Recipe, recipe: Recipe) -> ModelConfig:
+    """Return a run's model without the dimensions of vectors that ``recipe`` leaves open."""
+    model, asked = then.model, recipe.model
+    if isinstance(model, Heads) and isinstance(asked, Heads):
+        image = asked.image_feature_dim and model.image_feature_dim
+        return replace(
+            model, image_feature_dim=image, text_feature_dim=asked.text_feature_dim and model.text_feature_dim
+        )
+    if isinstance(model, Plain) and isinstance(asked, Plain):
+        return replace(model, image_dim=asked.image_dim and model.image_dim, text_dim=asked.text_dim and model.text_dim)
     return model

@@ -103,9 +103,13 @@ class JudgeConfig:
             # What only this pass could not read is as little judged as what the other could not.
             valid = valid & entry.tensors["valid"]
             ledger = tuple(dict.fromkeys([*ledger, *ledger_of(entry)]))
-            identity += f"; stages {staged.identity}"
+            identity += f"; stages {staged.identity}{self._by_near_stages}"
         judgement = self._cached(image, text, captions, valid, stages, seed, data.cache or FeatureCache())
         return JudgedPairs(judgement, image, text, valid, identity, self.draw_wrong, tuple(ledger))
+
+    @property
+    def _by_near_stages(self) -> str:
+        return "; neighbours by them" if self.procedure.stage_neighbours else ""
 
     def _load_stages(self, data: TaughtData) -> Tower | None:
         if not self.stages:
@@ -127,9 +131,8 @@ class JudgeConfig:
         known = {"image": image, "text": text, "valid": valid} | ({} if stages is None else {"stages": stages})
         content = hash_tensors(known)
         content += hash_texts(["\n".join(group) for group in captions])
-        key = CacheKey(
-            weights=_KEPT, data=content, preprocessing=f"{self.procedure!r}; words {self.words}; seed {seed}"
-        )
+        way = f"{self.procedure!r}; words {self.words}; seed {seed}"
+        key = CacheKey(weights=_KEPT, data=content, preprocessing=way if stages is None else way + self._by_near_stages)
 
         def compute() -> CacheEntry:
             read = [group for group, is_read in zip(captions, valid.tolist(), strict=True) if is_read]
