@@ -98,6 +98,7 @@ def table(
     score: Callable[[Job, OpenedRun], dict[str, float]],
     options: argparse.Namespace,
     seeds: Sequence[int] = (0, 1, 2),
+    command: str | None = None,
 ) -> None:
     """Run every case over the seeds, print means with standard errors, and save them after each case if asked to.
 
@@ -109,6 +110,7 @@ def table(
         score: what is reported of a trained run, in a process of its own.
         options: what :func:`add_arguments` added, ``quick`` and ``save``.
         seeds: of the runs; ``options.quick`` takes the first one.
+        command: that is saved beside the result; None: the benchmark's, without arguments.
 
     Raises:
         SystemExit: with one line, before anything is trained, if a kept run is of another recipe than its row has now.
@@ -134,7 +136,7 @@ def table(
             records += summary(*case, [future.result() for future in futures])
             print(f"{case[0]}: {case[1]} done", flush=True)
             if options.save:
-                save(name, f"python -m benchmarks.{name}", options.save, others + records)
+                save(name, command or f"python -m benchmarks.{name}", options.save, others + records)
     report(f"{title}, {len(seeds)} seed(s)", records)
 
 
