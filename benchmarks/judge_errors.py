@@ -22,10 +22,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.judge_limits import weights
 from benchmarks.seeds import Job, add_arguments, table
 from benchmarks.table import arguments
 from troth.bench.data import pairs_source, prepare
@@ -46,19 +46,8 @@ from troth.train.mismatch_estimates import JUDGEMENT_NAME
 
 NOISE = ("uniform-40", "uniform-60")
 KINDS = ("judged", "wrong out", "right whole", "answers")
+ROWS = tuple(f"{noise}: {kind}" for noise in NOISE for kind in KINDS)
 SEEDS = (0, 1, 2)
-
-
-def weights(kind: str, p_mismatch: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Return how much each pair counts."""
-    judged = 1 - p_mismatch
-    if kind == "judged":
-        return judged
-    if kind == "wrong out":
-        return np.where(wrong, 0.0, judged)
-    if kind == "right whole":
-        return np.where(wrong, judged, 1.0)
-    return 1.0 - wrong
 
 
 def place_of(row: str, seed: int, yardstick: Path) -> tuple[Place, str]:
@@ -76,23 +65,23 @@ def write_weights(row: str, seed: int, yardstick: Path, runs: Path) -> None:
     """Write what each pair of a row counts, by the judgement that the yardstick's run has kept.
 
     Raises:
-        UserError: if the yardstick has kept none.
+        UserError: if the yardstick has kept none, or other weights were written there before.
     """
     place, kind = place_of(row, seed, yardstick)
     kept = YardstickJob("heads", method_named("robust"), place).folder
+    remedy = f"run `troth bench robustness --only robust --regime heads --noise {place.setting.name}` first"
     if not (kept / JUDGEMENT_NAME).is_file():
-        raise UserError(
-            "no judgement is kept there",
-            where=str(kept),
-            remedy=f"run `troth bench robustness --only robust --regime heads --noise {place.setting.name}` first",
-        )
+        raise UserError("no judgement is kept there", where=str(kept), remedy=remedy)
     prepare(place)
     num_pairs = len(pairs_source(place.pairs).open())
-    judged = MismatchEstimates.read(kept / JUDGEMENT_NAME, num_pairs, remedy="run it again")
+    judged = MismatchEstimates.read(kept / JUDGEMENT_NAME, num_pairs, remedy=f"remove {kept}, and {remedy}")
     wrong = CaptionAssignment.load(place.answers).mismatched[judged.id]
-    columns = {"id": judged.id, "weight": weights(kind, judged.p_mismatch, wrong)}
-    with atomic_path(weights_file(runs, row, seed)) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    found = pa.table({"id": judged.id, "weight": weights(kind, judged.score, judged.p_mismatch, wrong)})
+    path = weights_file(runs, row, seed)
+    if path.is_file() and not pq.read_table(path).equals(found):
+        raise UserError("weights of another judgement", where=str(path), remedy="choose another folder with --runs")
+    with atomic_path(path) as temporary:
+        pq.write_table(found, temporary)
 
 
 def recipe_of(job: Job, *, yardstick: Path, runs: Path) -> Recipe:
@@ -118,14 +107,12 @@ def main() -> None:
     """Write the weights, train, and print the table."""
     parser = arguments(__doc__ or "")
     parser.add_argument("yardstick", type=Path, metavar="RUNS")
-    rows = [f"{noise}: {kind}" for noise in NOISE for kind in KINDS]
-    add_arguments(parser, "judge-errors", rows)
+    add_arguments(parser, "judge-errors", ROWS)
     options = parser.parse_args()
-    if options.quick:
-        options.only = rows[: len(KINDS)]
+    rows = [row for row in ROWS if row in (options.only or ROWS) and (not options.quick or row.startswith(NOISE[0]))]
     yardstick = options.yardstick.absolute()
     try:
-        for row in options.only or rows:
+        for row in rows:
             for seed in SEEDS[:1] if options.quick else SEEDS:
                 write_weights(row, seed, yardstick, options.runs)
     except UserError as error:

@@ -48,11 +48,16 @@ KINDS = ("alike", "judged", "calibrated", "answers")
 
 
 def weights(kind: str, score: np.ndarray, p_mismatch: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Return how much each pair counts."""
+    """Return how much each pair counts, by the kinds above and those of :mod:`benchmarks.judge_errors`."""
+    judged = 1 - p_mismatch
     if kind == "alike":
         return np.ones(len(wrong))
     if kind == "judged":
-        return 1 - p_mismatch
+        return judged
+    if kind == "wrong out":
+        return np.where(wrong, 0.0, judged)
+    if kind == "right whole":
+        return np.where(wrong, judged, 1.0)
     if kind == "answers":
         return 1.0 - wrong
     return np.asarray(IsotonicRegression(out_of_bounds="clip").fit_transform(score, 1.0 - wrong))

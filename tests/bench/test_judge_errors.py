@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from benchmarks.judge_errors import KINDS, recipe_of, weights, weights_file, write_weights
+from benchmarks.judge_errors import KINDS, recipe_of, weights_file, write_weights
+from benchmarks.judge_limits import weights
 from benchmarks.seeds import Job
 
 from troth.bench.data import pairs_source, prepare
@@ -23,7 +24,7 @@ ROW = "uniform-40: wrong out"
 
 def test_each_kind_mends_the_judges_errors_or_leaves_them() -> None:
     wrong, p_mismatch = np.array([True, False]), np.array([0.75, 0.25])
-    found = {kind: weights(kind, p_mismatch, wrong).tolist() for kind in KINDS}
+    found = {kind: weights(kind, np.zeros(2), p_mismatch, wrong).tolist() for kind in KINDS}
     assert found == {
         "judged": [0.25, 0.75],
         "wrong out": [0, 0.75],
@@ -48,6 +49,11 @@ def test_the_kept_judgement_is_weighed_pair_by_pair_and_read_by_robust(tmp_path:
     expected = np.where(wrong[index], 0.0, 1 - probability)
     np.testing.assert_allclose(table["weight"].to_numpy(), expected)
     np.testing.assert_array_equal(table["id"].to_numpy(), index)
+
+    write_weights(ROW, 1, tmp_path, tmp_path / "runs")  # the same again may stay
+    MismatchEstimates(index, -probability, 0.4, probability**2).write(kept / JUDGEMENT_NAME)
+    with pytest.raises(UserError, match=r"another judgement .*--runs"):
+        write_weights(ROW, 1, tmp_path, tmp_path / "runs")
 
     recipe = recipe_of(Job("heads", ROW, 1, False, tmp_path / "run"), yardstick=tmp_path, runs=tmp_path / "runs")
     assert isinstance(recipe.objective, Sum)
