@@ -3,13 +3,18 @@
     python -m benchmarks.judge_errors RUNS [--quick] [--save] [--runs FOLDER] [--jobs N]
 
 RUNS is a folder of the yardstick (``troth bench robustness --out RUNS``) that has run ``robust`` on heads. Heads are
-trained as ``robust`` trains them, beside the judge's map as it is, on the same noisy pairs; only what a pair counts in
-the contrastive loss is changed:
+trained as ``robust`` trains them, on the same noisy pairs. Only what a pair counts is changed; in the contrastive loss
+alone, beside the judge's map as it is:
 
 * ``judged``: the probability of being right that the judge gives, which is ``robust`` itself;
 * ``wrong out``: the same for right pairs, 0 for wrong ones;
 * ``right whole``: the same for wrong pairs, 1 for right ones;
-* ``answers``: 1 for right pairs and 0 for wrong ones.
+* ``answers``: 1 for right pairs and 0 for wrong ones;
+
+and, by the answers, in more than that (``judge.file``):
+
+* ``answers, map too``: in the map, where heads begin and which distillation teaches;
+* ``answers, map and draw``: there, and wrong pairs are never drawn: the others are seen more often in as many steps.
 
 All but the first see the answers: they are oracles. Printed are the three tests of the yardstick, means over three
 seeds with standard errors. ``--quick``: one seed of uniform-40, two epochs.
@@ -22,8 +27,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from benchmarks.judge_limits import weights
 from benchmarks.seeds import Job, add_arguments, table
@@ -33,7 +37,7 @@ from troth.bench.methods import method_named, run_recipe
 from troth.bench.runs import Job as YardstickJob
 from troth.bench.scores import TESTS
 from troth.bench.settings import Place, Setting
-from troth.data import CaptionAssignment, atomic_path
+from troth.data import CaptionAssignment
 from troth.embed import FrozenEncoders
 from troth.encoders import Heads
 from troth.errors import UserError
@@ -45,7 +49,8 @@ from troth.train import MismatchEstimates
 from troth.train.mismatch_estimates import JUDGEMENT_NAME
 
 NOISE = ("uniform-40", "uniform-60")
-KINDS = ("judged", "wrong out", "right whole", "answers")
+#: Of the last two, the part after the comma says what goes by them beside the contrastive loss.
+KINDS = ("judged", "wrong out", "right whole", "answers", "answers, map too", "answers, map and draw")
 ROWS = tuple(f"{noise}: {kind}" for noise in NOISE for kind in KINDS)
 SEEDS = (0, 1, 2)
 
@@ -58,7 +63,8 @@ def place_of(row: str, seed: int, yardstick: Path) -> tuple[Place, str]:
 
 def weights_file(runs: Path, row: str, seed: int) -> Path:
     """Return where a row's weights are kept."""
-    return runs.absolute() / "weights" / f"{row.replace(': ', '-').replace(' ', '-')}-{seed}.parquet"
+    slug = row.replace(": ", "-").replace(", ", "-").replace(" ", "-")
+    return runs.absolute() / "weights" / f"{slug}-{seed}.parquet"
 
 
 def write_weights(row: str, seed: int, yardstick: Path, runs: Path) -> None:
@@ -76,20 +82,25 @@ def write_weights(row: str, seed: int, yardstick: Path, runs: Path) -> None:
     num_pairs = len(pairs_source(place.pairs).open())
     judged = MismatchEstimates.read(kept / JUDGEMENT_NAME, num_pairs, remedy=f"remove {kept}, and {remedy}")
     wrong = CaptionAssignment.load(place.answers).mismatched[judged.id]
-    found = pa.table({"id": judged.id, "weight": weights(kind, judged.score, judged.p_mismatch, wrong)})
-    path = weights_file(runs, row, seed)
-    if path.is_file() and not pq.read_table(path).equals(found):
-        raise UserError("weights of another judgement", where=str(path), remedy="choose another folder with --runs")
-    with atomic_path(path) as temporary:
-        pq.write_table(found, temporary)
+    weight = weights(kind.partition(",")[0], judged.score, judged.p_mismatch, wrong)
+    found = replace(judged, p_mismatch=1 - weight)
+    path, other = weights_file(runs, row, seed), "choose another folder with --runs"
+    if path.is_file():
+        there = MismatchEstimates.read(path, num_pairs, remedy=other)
+        if not all(np.array_equal(getattr(there, name), getattr(found, name)) for name in ("id", "p_mismatch")):
+            raise UserError("weights of another judgement", where=str(path), remedy=other)
+    found.write(path)
 
 
 def recipe_of(job: Job, *, yardstick: Path, runs: Path) -> Recipe:
-    """Return ``robust`` with a table of weights in the contrastive loss."""
-    place, _ = place_of(job.name, job.seed, yardstick)
+    """Return ``robust`` with a table of weights in the contrastive loss, and where else its row says."""
+    place, kind = place_of(job.name, job.seed, yardstick)
     tree = to_dict(run_recipe(method_named("robust"), "heads", place))
-    contrastive = tree["objective"]["terms"][0][1]
-    contrastive["by"] = {"kind": "given", "file": str(weights_file(runs, job.name, job.seed))}
+    table = str(weights_file(runs, job.name, job.seed))
+    if "map" in kind:  # pairs carry to the loss what their judgement says, or are drawn by it
+        tree["judge"] |= {"file": table, "draw_wrong": 0.0 if "draw" in kind else 1.0}
+    else:
+        tree["objective"]["terms"][0][1]["by"] = {"kind": "given", "file": table}
     if job.quick:
         tree["train"] |= {"epochs": 2, "evaluate_every_epochs": 2, "max_steps": None}
     return from_dict(tree)

@@ -1,5 +1,6 @@
 """What pairs count where the judge's errors are told apart, and the recipes that take it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ ROW = "uniform-40: wrong out"
 
 def test_each_kind_mends_the_judges_errors_or_leaves_them() -> None:
     wrong, p_mismatch = np.array([True, False]), np.array([0.75, 0.25])
-    found = {kind: weights(kind, np.zeros(2), p_mismatch, wrong).tolist() for kind in KINDS}
+    found = {kind: weights(kind, np.zeros(2), p_mismatch, wrong).tolist() for kind in KINDS if "," not in kind}
     assert found == {
         "judged": [0.25, 0.75],
         "wrong out": [0, 0.75],
@@ -62,6 +63,28 @@ def test_the_kept_judgement_is_weighed_pair_by_pair_and_read_by_robust(tmp_path:
     assert contrastive.by == GivenWeights(file=str(weights_file(tmp_path / "runs", ROW, 1)))
     robust = run_recipe(method_named("robust"), "heads", place)
     assert (recipe.train, recipe.judge, recipe.data) == (robust.train, robust.judge, robust.data)
+
+
+@pytest.mark.parametrize(("kind", "draw_wrong"), [("answers, map too", 1.0), ("answers, map and draw", 0.0)])
+def test_the_answers_reach_the_map_and_the_draw_as_a_judgement(tmp_path: Path, kind: str, draw_wrong: float) -> None:
+    place = Place(tmp_path, Setting.parse("uniform-40"), 0)
+    prepare(place)
+    wrong = CaptionAssignment.load(place.answers).mismatched
+    kept = YardstickJob("heads", method_named("robust"), place).folder
+    kept.mkdir(parents=True)
+    half = np.full(len(wrong), 0.5)
+    MismatchEstimates(np.arange(len(wrong)), half, 0.4, half).write(kept / JUDGEMENT_NAME)
+    row, runs = f"uniform-40: {kind}", tmp_path / "runs"
+    write_weights(row, 0, tmp_path, runs)
+    recipe = recipe_of(Job("heads", row, 0, False, tmp_path / "run"), yardstick=tmp_path, runs=runs)
+    robust = run_recipe(method_named("robust"), "heads", place)
+    assert recipe.judge is not None
+    assert robust.judge is not None
+    assert recipe.judge.file is not None
+    given = MismatchEstimates.read(Path(recipe.judge.file), len(wrong), remedy="")
+    np.testing.assert_array_equal(given.p_mismatch, wrong)
+    assert replace(recipe, judge=replace(recipe.judge, file=None, draw_wrong=1.0)) == robust
+    assert recipe.judge.draw_wrong == draw_wrong
 
 
 def test_without_a_kept_judgement_one_line_says_what_to_run(tmp_path: Path) -> None:

@@ -104,6 +104,31 @@ def test_a_judged_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     assert load_file(last / "model.safetensors")
 
 
+def test_a_run_goes_by_a_judgement_of_another_or_by_an_audit(folder: Path, tmp_path: Path) -> None:
+    """Judged once, the pairs weigh the same in every run that names the file, and train the same weights."""
+    given = f"judge.file={(folder / JUDGEMENT_NAME).as_posix()!r}"
+    train(judged_recipe(given), tmp_path / "again", progress=False)
+    mine, theirs = (parquet.read_table(each / JUDGEMENT_NAME) for each in (tmp_path / "again", folder))
+    assert mine.equals(theirs)
+    assert mine.schema.metadata == theirs.schema.metadata
+    final = [max((each / "checkpoints").iterdir()) / "model.safetensors" for each in (tmp_path / "again", folder)]
+    ours, expected = map(load_file, final)
+    assert ours.keys() == expected.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], expected[name], atol=1e-5, rtol=1e-4)
+
+    audit(folder, "last", tmp_path / "audit.parquet")
+    built = build(judged_recipe(f"judge.file={(tmp_path / 'audit.parquet').as_posix()!r}"))
+    assert built.judged is not None
+    np.testing.assert_allclose(built.judged.judgement.p_mismatch, theirs["p_mismatch"].to_numpy())
+
+
+def test_a_missing_judgement_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.parquet: not a judgement: .*judge\.file is a run's"):
+        train(judged_recipe("judge.file='nowhere.parquet'"), Path("never"), progress=False)
+    assert not Path("never").exists()
+
+
 def test_pairs_are_drawn_as_often_as_they_are_likely_right() -> None:
     built = build(judged_recipe("judge.draw_wrong=0.0"))
     assert built.judged is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from troth.embed.features import CaptionTable, FrozenFeatures, hash_texts, ledge
 from troth.encoders import FrozenTextEncoder
 from troth.encoders.hashing import hash_tensors
 from troth.errors import UserError
-from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, caption_words, judge
+from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, Whitened, caption_words, judge
 from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
 from troth.train.mismatch_estimates import MismatchEstimates
 from troth.train.teacher import encode_pictures
@@ -33,6 +33,7 @@ from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrec
 from troth.types import STRICT
 
 _ON_RESUME = "remove it, and the pairs are judged again, which may differ in the last bits, or start a new run"
+_ON_FILE = "judge.file is a run's judgement.parquet, or what troth audit wrote, of these pairs as they are given"
 
 #: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
 _PROCEDURE = "judge 2"
@@ -59,6 +60,10 @@ class JudgeConfig:
             pairs are drawn alike, with 0 as often as they are likely right. What a pair's weight asks for beyond that
             is left to the loss. What is fitted to the losses of an epoch (``clean_posterior``, a learnt
             ``noise_mixture``) then sees the pairs drawn, and is meant for ``1``.
+        file: a judgement to take in place of one's own: a parquet table with ``id``, ``score`` and ``p_mismatch`` of
+            every pair, as a run's ``judgement.parquet`` or what ``troth audit`` writes, perhaps corrected by hand. Only
+            the alignment is fitted then, to the pairs as far as they are right by it: of ``procedure`` its shrinkage
+            and dimensions; words and stages take no part.
         procedure: how pairs are judged.
     """
 
@@ -68,6 +73,7 @@ class JudgeConfig:
     words: bool = True
     stages: bool = field(default=True, repr=False)  # the identity names the stages themselves
     draw_wrong: Annotated[float, Field(ge=0, le=1)] = 1.0
+    file: Annotated[str | None, Field(min_length=1)] = field(default=None, repr=False)  # the identity has its content
     procedure: Procedure = field(default_factory=Procedure)
 
     def build(self, data: TaughtData, seed: int, features: FrozenFeatures | None = None) -> JudgedPairs:
@@ -79,7 +85,8 @@ class JudgeConfig:
             features: of pictures and captions, for heads, those of pictures by ``encoder``; None encodes them.
 
         Raises:
-            UserError: if an encoder cannot be loaded, noise is drawn anew in every batch, or the pairs are too few.
+            UserError: if an encoder cannot be loaded, noise is drawn anew in every batch, the pairs are too few, or a
+                ``file`` cannot be read or does not know of all of them.
         """
         captions = given_captions(data.source, data.noise, data.reserve)
         distinct = CaptionTable(tuple(dict.fromkeys(caption for group in captions for caption in group)))
@@ -95,6 +102,11 @@ class JudgeConfig:
                 encoder = FrozenTextEncoder(self.text_encoder, precision=self.precision, device=data.device)
             encoded = frozen_texts(distinct.captions, encoder, data.cache, on_progress=data.on_progress)
         text = mean_captions(captions, distinct, encoded)
+        cache = data.cache or FeatureCache()
+        if self.file is not None:
+            given, content = self._given(Path(self.file), image, text, valid, cache)
+            identity = f"{_PROCEDURE}; {self!r}; as given {content}"
+            return JudgedPairs(given, image, text, valid, identity, self.draw_wrong, tuple(ledger))
         identity, stages = f"{_PROCEDURE}; {self!r}; seed {seed}", None
         staged = self._load_stages(data)
         if staged is not None:
@@ -104,7 +116,7 @@ class JudgeConfig:
             valid = valid & entry.tensors["valid"]
             ledger = tuple(dict.fromkeys([*ledger, *ledger_of(entry)]))
             identity += f"; stages {staged.identity}{self._by_near_stages}"
-        judgement = self._cached(image, text, captions, valid, stages, seed, data.cache or FeatureCache())
+        judgement = self._cached(image, text, captions, valid, stages, seed, cache)
         return JudgedPairs(judgement, image, text, valid, identity, self.draw_wrong, tuple(ledger))
 
     @property
@@ -140,31 +152,62 @@ class JudgeConfig:
             seen = None if stages is None else stages[valid]
             found = judge(image[valid], text[valid], self.procedure, seed, words, seen)
             unread = torch.full((len(valid),), torch.nan, dtype=torch.float64)
-            maps = {
-                f"{side}_{name}": getattr(getattr(found.alignment, side), name)
-                for side in ("image", "text")
-                for name in ("mean", "matrix")
-            }
             tensors = {
                 "score": unread.clone().index_put_((valid,), found.score),
                 "p_mismatch": unread.clone().index_put_((valid,), found.p_mismatch),
                 "noise_rate": torch.tensor([found.noise_rate], dtype=torch.float64),
-                **maps,
+                **_maps(found.alignment),
             }
             return CacheEntry(tensors, {"evidence": " ".join(found.evidence)})
 
         entry = cache.get_or_compute(key, compute)
         stored = entry.tensors
-        image_map, text_map = (
-            AffineMap(stored[f"{side}_mean"], stored[f"{side}_matrix"]) for side in ("image", "text")
-        )
         return Judgement(
             score=stored["score"],
             p_mismatch=stored["p_mismatch"],
             noise_rate=float(stored["noise_rate"]),
-            alignment=SpectralAlignment(image_map, text_map),
+            alignment=_alignment(stored),
             evidence=tuple(entry.notes["evidence"].split()),
         )
+
+    def _given(
+        self, path: Path, image: Tensor, text: Tensor, valid: Bool[Tensor, " N"], cache: FeatureCache
+    ) -> tuple[Judgement, str]:
+        """Return the judgement of a file, with an alignment fitted to it, and a hash of what it says."""
+        found = MismatchEstimates.read(path, len(valid), remedy=_ON_FILE)
+        score, probability = (torch.full((len(valid),), torch.nan, dtype=torch.float64) for _ in range(2))
+        rows = torch.from_numpy(found.id)
+        score[rows], probability[rows] = torch.from_numpy(found.score), torch.from_numpy(found.p_mismatch)
+        score[~valid] = probability[~valid] = torch.nan
+        if unknown := int(probability[valid].isnan().sum()):
+            raise UserError(
+                f"{unknown:,} of {int(valid.sum()):,} pairs have no p_mismatch", where=str(path), remedy=_ON_FILE
+            )
+        if bool((probability[valid] == 1).all()):
+            raise UserError("by its p_mismatch all pairs are wrong", where=str(path), remedy=_ON_FILE)
+        content = hash_tensors({"score": score, "p_mismatch": probability})
+        features = hash_tensors({"image": image, "text": text, "valid": valid})
+        key = CacheKey(weights=f"{_PROCEDURE}; given", data=features + content, preprocessing=repr(self.procedure))
+
+        def fit() -> CacheEntry:
+            whitened = Whitened(F.normalize(image[valid].float(), dim=-1), text[valid].float())
+            weights = (1 - probability[valid]).float().clamp(min=1e-6)
+            return CacheEntry(_maps(whitened.align(weights, self.procedure.dim, self.procedure.shrinkage)))
+
+        alignment = _alignment(cache.get_or_compute(key, fit).tensors)
+        rate = float(probability[valid].mean()) if np.isnan(found.noise_rate) else found.noise_rate
+        return Judgement(score, probability, rate, alignment, found.evidence or ("a-file",)), content
+
+
+def _maps(alignment: SpectralAlignment) -> dict[str, Tensor]:
+    """Return an alignment as the cache keeps it."""
+    sides = {"image": alignment.image, "text": alignment.text}
+    return {f"{side}_{name}": getattr(found, name) for side, found in sides.items() for name in ("mean", "matrix")}
+
+
+def _alignment(stored: Mapping[str, Tensor]) -> SpectralAlignment:
+    image, text = (AffineMap(stored[f"{side}_mean"], stored[f"{side}_matrix"]) for side in ("image", "text"))
+    return SpectralAlignment(image, text)
 
 
 @contextlib.contextmanager
