@@ -108,9 +108,10 @@ def areas(data: NoisyPairs, kind: str, count: int) -> dict[int, tuple[float, flo
     found = {}
     for number, each in enumerate(rounds(evidence, procedure, SEED), start=1):
         if number in (2, count):
-            labels = np.repeat([1, 0], [len(each.given), len(each.repaired)])
-            of_given = roc_auc_score(labels, np.concatenate([each.given, each.repaired]))
-            found[number] = (float(of_given), float(roc_auc_score(data.wrong, -each.given)))
+            random = each.at_random
+            labels = np.repeat([1, 0], [len(random.given), len(random.repaired)])
+            of_given = roc_auc_score(labels, np.concatenate([random.given, random.repaired]))
+            found[number] = (float(of_given), float(roc_auc_score(data.wrong, -each.score)))
     return found
 
 

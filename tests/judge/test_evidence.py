@@ -10,7 +10,7 @@ from tests.judge.pairs import features
 from troth.judge import Evidence, Whitened, caption_words
 from troth.judge import evidence as module
 from troth.judge.evidence import View, held_against_others, standardized
-from troth.judge.judgement import blocks, folds, pairings
+from troth.judge.repairings import blocks, folds, pairings
 
 
 def test_a_pair_is_held_against_the_ten_best_others_of_either_side() -> None:

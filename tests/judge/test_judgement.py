@@ -1,5 +1,7 @@
 """The judge finds wrong pairs and how many there are, and nothing it says is learnt by heart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from tests.judge.pairs import features
 from troth.errors import UserError
-from troth.judge import NeighbourPredictions, Procedure, caption_words, judge, judgement, mismatch
-from troth.judge.judgement import blocks, folds, pairings
+from troth.judge import Mismatch, NeighbourPredictions, Procedure, caption_words, judge, judgement, mismatch
+from troth.judge.judgement import Kind, Round
+from troth.judge.repairings import Repairings, blocks, folds, pairings
 
 QUICK = Procedure(folds=3, rounds=2, neighbours=9, repairings=2)
 
@@ -187,3 +190,86 @@ def test_nobody_is_their_own_neighbour_even_among_equals() -> None:
     near = NeighbourPredictions.of(image, F.normalize(torch.randn(40, 5), dim=-1), 4)
     assert near.near_image.shape == (40, 4)
     assert not (near.near_image == torch.arange(40)[:, None]).any()
+
+
+def grouped(size: int, wrong: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Pairs of eight topics, in which every sample has something of its own; wrong captions are of the same topic."""
+    draw = np.random.default_rng(seed)
+    topic = draw.integers(0, 8, size)
+    common = np.concatenate([3 * np.eye(8)[topic], draw.normal(size=(size, 6))], axis=1)
+    image = common @ draw.normal(size=(14, 32)) + 0.5 * draw.normal(size=(size, 32))
+    text = common @ draw.normal(size=(14, 24)) + 0.5 * draw.normal(size=(size, 24))
+    owner = np.arange(size)
+    for each in range(8):
+        chosen = draw.permutation(np.flatnonzero(topic == each))
+        chosen = chosen[: round(wrong * len(chosen))]
+        owner[chosen] = np.roll(chosen, 1)
+    return torch.from_numpy(image).float(), torch.from_numpy(text[owner]).float(), owner != np.arange(size)
+
+
+def test_wrong_captions_of_the_same_topic_are_found_and_counted_among_like_ones() -> None:
+    image, text, truth = grouped(1600, 0.3)
+    alone = judge(image, text, QUICK)
+    found = judge(image, text, replace(QUICK, cluster_size=100))
+    assert alone.noise_rate < 0.15
+    assert found.noise_rate == pytest.approx(0.3, abs=0.1)
+    assert roc_auc_score(truth, found.p_mismatch.numpy()) > 0.9
+    assert roc_auc_score(truth, found.score.numpy() * -1) > roc_auc_score(truth, -alone.score.numpy())
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.4])
+def test_looking_among_like_ones_adds_no_wrong_pairs_where_captions_were_moved_at_random(wrong: float) -> None:
+    image, text, truth = features(1600, wrong)
+    found = judge(image, text, replace(QUICK, cluster_size=100))
+    assert found.noise_rate == pytest.approx(wrong, abs=0.1)
+    assert float(found.p_mismatch[torch.from_numpy(~truth)].mean()) < 0.12
+
+
+def test_captions_move_among_like_ones_and_within_parts() -> None:
+    draw = np.random.default_rng(0)
+    topic = draw.integers(0, 7, 203)
+    text = torch.from_numpy(np.eye(7)[topic] + 0.01 * draw.normal(size=(203, 7))).float()
+    made = Repairings.among_alike(text, 29, 3, draw)
+    assert sorted(np.concatenate(made.parts)) == list(range(203))
+    own, *moved = made.at_random
+    assert (own == np.arange(203)).all()
+    assert len(moved) == len(made.alike) == 3
+    part = np.empty(203, dtype=int)
+    for number, rows in enumerate(made.parts):
+        part[rows] = number
+    for owner in (*moved, *made.alike):
+        assert (owner != own).all()
+        assert (part[owner] == part).all()
+    assert all((topic[near] == topic).mean() > 0.95 for near in made.alike)
+    assert all((topic[at_random] == topic).mean() < 0.4 for at_random in moved)
+    fold = folds(made.parts, 3, draw)
+    assert all(len(set(fold[rows].tolist())) == 1 for rows in made.parts)
+
+
+def test_few_samples_are_one_group() -> None:
+    text = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    made = Repairings.among_alike(text, 1, 3, np.random.default_rng(0))
+    assert [sorted(rows) for rows in made.parts] == [[0, 1, 2]]
+
+
+def test_a_round_of_two_kinds_adds_up_their_odds() -> None:
+    first, second = np.array([0.0, 2.0]), np.array([1.0, -1.0])
+    one = Kind(first, np.zeros(1), Mismatch(np.array([0.5, 0.0]), 0.2))
+    other = Kind(second, np.zeros(1), Mismatch(np.array([0.2, 0.4]), 0.5))
+    both = Round(one, other)
+    np.testing.assert_allclose(both.p_mismatch, [0.6, 0.4])
+    assert both.noise_rate == pytest.approx(0.6)
+    np.testing.assert_allclose(both.score, -np.log(0.2 * np.exp(-first) + 0.4 * np.exp(-second)))
+    alone = Round(one)
+    assert (alone.p_mismatch is one.found.p_mismatch, alone.noise_rate, alone.score is first) == (True, 0.2, True)
+
+
+def test_pairs_that_are_wrong_in_another_way_do_not_count() -> None:
+    draw = np.random.default_rng(0)
+    right, wrong, other = draw.normal(3, 1, 1000), draw.normal(0, 1, 500), draw.normal(-1, 1, 700)
+    given, repaired = np.concatenate([right, wrong, other]), draw.normal(0, 1, 5000)
+    weights = np.repeat([1.0, 1.0, 0.0], [1000, 500, 700])
+    found = mismatch(given, repaired, weights)
+    expected = mismatch(given[:1500], repaired)
+    assert found.noise_rate == pytest.approx(expected.noise_rate, rel=1e-4)
+    np.testing.assert_allclose(found.p_mismatch[:1500], expected.p_mismatch, atol=1e-3)

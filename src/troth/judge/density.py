@@ -24,7 +24,7 @@ class Mismatch:
     noise_rate: float
 
 
-def mismatch(given: Float64, repaired: Float64) -> Mismatch:
+def mismatch(given: Float64, repaired: Float64, weights: Float64 | None = None) -> Mismatch:
     """Hold the scores of the given pairs against those of pairs that are wrong for certain.
 
     .. code-block:: text
@@ -46,22 +46,25 @@ def mismatch(given: Float64, repaired: Float64) -> Mismatch:
     Args:
         given: ``(N,)`` scores of the given pairs, larger fits better.
         repaired: ``(M,)`` scores of random re-pairings, made as the given ones.
+        weights: ``(N,)`` how much the given pairs count, in [0, 1]; None: all alike. Probability and share are then of
+            what these leave: of pairs that are not wrong in another way.
     """
     from sklearn.isotonic import IsotonicRegression  # takes a second to import
 
     values = np.concatenate([given, repaired])
     is_given = np.concatenate([np.ones(len(given)), np.zeros(len(repaired))])
-    weight = np.concatenate([np.full(len(given), 1 / len(given)), np.full(len(repaired), 1 / len(repaired))])
+    counts = np.ones(len(given)) if weights is None else np.maximum(weights, 1e-6)
+    weight = np.concatenate([counts / counts.sum(), np.full(len(repaired), 1 / len(repaired))])
     fitted = IsotonicRegression(out_of_bounds="clip").fit(values, is_given, sample_weight=weight)
     probability = fitted.predict(given)
     ratio = (1 - probability) / np.maximum(probability, 1e-9)
     thresholds = np.quantile(repaired, _QUANTILES)
-    rate = min(1.0, *(_share_below(given, repaired, threshold) for threshold in thresholds))
+    rate = min(1.0, *(_share_below(given, counts, repaired, threshold) for threshold in thresholds))
     return Mismatch(np.clip(rate * ratio, 0.0, 1.0), rate)
 
 
-def _share_below(given: Float64, repaired: Float64, threshold: float) -> float:
+def _share_below(given: Float64, counts: Float64, repaired: Float64, threshold: float) -> float:
     """Return how much rarer the given pairs are than the re-paired ones below a score, plus one standard error."""
-    ours, theirs = int((given <= threshold).sum()), int((repaired <= threshold).sum())
-    share = max(ours, 1) / len(given) / (theirs / len(repaired))  # no pair at all is no proof that there is none
-    return share * (1 + float(np.sqrt(1 / max(ours, 1) + 1 / theirs)))
+    ours, theirs = float(counts[given <= threshold].sum()), int((repaired <= threshold).sum())
+    share = max(ours, 1.0) / counts.sum() / (theirs / len(repaired))  # no pair at all is no proof that there is none
+    return float(share * (1 + np.sqrt(1 / max(ours, 1.0) + 1 / theirs)))

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from pydantic.dataclasses import dataclass as config_dataclass
 from torch import Tensor
@@ -17,12 +17,15 @@ from torch import Tensor
 from troth.errors import UserError
 from troth.judge.density import Float64, Mismatch, mismatch
 from troth.judge.evidence import Evidence
+from troth.judge.repairings import Repairings, folds
 from troth.judge.spectral import SpectralAlignment
 from troth.types import STRICT
 
 _FEWEST = 200
 #: In smaller ones re-paired captions are their own rivals too often (:meth:`Evidence.gather`).
 _SMALLEST_FOLD = 40
+#: Shares below this are as good as none, and have a logarithm.
+_RAREST = 1e-6
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -38,6 +41,8 @@ class Procedure:
             once more.
         stage_neighbours: whether pictures near by a tower's stages predict too, where these are known.
         repairings: random re-pairings that wrong pairs are learnt from.
+        cluster_size: captions moved among about so many like ones are a second kind of wrong pairs, learnt and counted
+            by themselves, as where captions of the same category were confused; 0: this kind is not looked for.
         shrinkage: of the final alignment (:meth:`~troth.judge.Whitened.align`).
         dim: dimensions of the final alignment; None: all there are.
     """
@@ -47,6 +52,7 @@ class Procedure:
     neighbours: Annotated[int, Field(ge=3)] = 30
     stage_neighbours: bool = field(default=True, repr=False)  # identities name it with the stages, where there are any
     repairings: Count = 3
+    cluster_size: Annotated[int, Field(ge=0)] = 0
     shrinkage: Annotated[float, Field(gt=0)] = 0.3
     dim: Count | None = None
 
@@ -115,21 +121,21 @@ def judge(
     evidence = Evidence.of(image, text, words, chosen.neighbours, stages, chosen.stage_neighbours)
     *_, last = rounds(evidence, chosen, seed)
     return Judgement(
-        score=torch.from_numpy(last.given),
-        p_mismatch=torch.from_numpy(last.found.p_mismatch),
-        noise_rate=last.found.noise_rate,
+        score=torch.from_numpy(last.score),
+        p_mismatch=torch.from_numpy(last.p_mismatch),
+        noise_rate=last.noise_rate,
         alignment=evidence.whitened.align(last.weights, chosen.dim, chosen.shrinkage),
         evidence=("features", *["words"] * (words is not None), *["stages"] * (stages is not None)),
     )
 
 
 @dataclass(frozen=True)
-class Round:
-    """What is known after a round.
+class Kind:
+    """What is known of one kind of wrong pairs.
 
     Attributes:
         given: ``(N,)`` scores of the given pairs, means over the rounds that count.
-        repaired: ``(repairings N,)`` likewise, of the re-paired ones.
+        repaired: ``(repairings N,)`` likewise, of those re-paired in this way.
         found: what they say.
     """
 
@@ -137,10 +143,47 @@ class Round:
     repaired: Float64
     found: Mismatch
 
+
+@dataclass(frozen=True)
+class Round:
+    """What is known after a round.
+
+    Attributes:
+        at_random: of captions that could be anyone's.
+        alike: of captions like the right one, among the pairs as far as they are not the others; None if nobody asked.
+    """
+
+    at_random: Kind
+    alike: Kind | None = None
+
+    @property
+    def p_mismatch(self) -> Float64:
+        """``(N,)`` the probability that each pair is wrong in one way or the other."""
+        found = self.at_random.found.p_mismatch
+        return found if self.alike is None else 1 - (1 - found) * (1 - self.alike.found.p_mismatch)
+
+    @property
+    def noise_rate(self) -> float:
+        """The share of wrong pairs, of both kinds."""
+        found = self.at_random.found.noise_rate
+        return found if self.alike is None else 1 - (1 - found) * (1 - self.alike.found.noise_rate)
+
+    @property
+    def score(self) -> Float64:
+        """``(N,)`` log-odds of being given; of two kinds, minus the log of the odds of being wrong in either way."""
+        if self.alike is None:
+            return self.at_random.given
+        first, second = self.at_random.found.noise_rate, self.alike.found.noise_rate
+        odds = np.logaddexp(
+            np.log(max(first, _RAREST)) - self.at_random.given,
+            np.log(max((1 - first) * second, _RAREST)) - self.alike.given,
+        )
+        return np.asarray(-odds)
+
     @property
     def weights(self) -> Float[Tensor, " N"]:
         """``(N,)`` how much the pairs count in the next round, and in the final alignment; positive."""
-        return torch.from_numpy(1 - self.found.p_mismatch).float().clamp(min=1e-6)
+        return torch.from_numpy(1 - self.p_mismatch).float().clamp(min=1e-6)
 
 
 def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Round]:
@@ -151,24 +194,44 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
     """
     num_pairs = len(evidence.whitened.image_features)
     rng = np.random.default_rng([seed, 20_000])
-    parts = blocks(num_pairs, procedure.repairings + 1, rng)
-    if len(parts) < procedure.folds or num_pairs < _SMALLEST_FOLD * procedure.folds:
-        blocked = f"{_SMALLEST_FOLD} in blocks of {procedure.repairings + 1}"
+    count = procedure.repairings
+    made = (
+        Repairings.among_alike(evidence.whitened.text_features, procedure.cluster_size, count, rng)
+        if procedure.cluster_size
+        else Repairings.draw(num_pairs, count, rng)
+    )
+    if len(made.parts) < procedure.folds or num_pairs < _SMALLEST_FOLD * procedure.folds:
+        blocked = f"{_SMALLEST_FOLD} in blocks of {(count + 1) ** (2 if procedure.cluster_size else 1)}"
         raise UserError(
             f"{num_pairs} pairs do not make {procedure.folds} folds of {blocked}",
             where="procedure",
             remedy="fewer folds or repairings",
         )
-    owners = pairings(parts, procedure.repairings)
-    weights = torch.ones(num_pairs)
-    kept: list[tuple[Float64, Float64]] = []
+    last: Round | None = None
+    random_kept: list[tuple[Float64, Float64]] = []
+    alike_kept: list[tuple[Float64, Float64]] = []
     for _ in range(procedure.rounds):
-        fold = folds(parts, procedure.folds, rng)
-        kept.append(discriminate(evidence.gather(weights, fold, owners), fold, int(rng.integers(2**31))))
-        given, repaired = (np.mean(scores, axis=0) for scores in zip(*(kept[1:] or kept), strict=True))
-        last = Round(given, repaired, mismatch(given, repaired))
-        weights = last.weights
+        fold = folds(made.parts, procedure.folds, rng)
+        weights = torch.ones(num_pairs) if last is None else last.weights
+        own, *moved = evidence.gather(weights, fold, [*made.at_random, *made.alike])
+        state = int(rng.integers(2**31))
+        random_kept.append(discriminate([own, *moved[:count]], fold, state))
+        given, repaired = _mean(random_kept)
+        at_random = Kind(given, repaired, mismatch(given, repaired))
+        alike = None
+        if made.alike:
+            likely = None if last is None else last.at_random.found.p_mismatch < 0.5
+            alike_kept.append(discriminate([own, *moved[count:]], fold, state, likely))
+            given, repaired = _mean(alike_kept)
+            alike = Kind(given, repaired, mismatch(given, repaired, 1 - at_random.found.p_mismatch))
+        last = Round(at_random, alike)
         yield last
+
+
+def _mean(kept: list[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
+    """Return the means of given and re-paired scores over the rounds from the second on; in the first, that one's."""
+    given, repaired = (np.mean(scores, axis=0) for scores in zip(*(kept[1:] or kept), strict=True))
+    return given, repaired
 
 
 def _check(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], more: dict[str, Tensor | None]) -> None:
@@ -188,41 +251,28 @@ def _check(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], more: dict[s
             raise UserError(f"all {name} features are the same: there is nothing to judge by", where="judge")
 
 
-def blocks(num_samples: int, size: int, rng: np.random.Generator) -> list[Int64[np.ndarray, " b"]]:
-    """Return all samples in random blocks of ``size`` or, for the last one, at most ``2 size - 1``."""
-    order = rng.permutation(num_samples)
-    cuts = np.arange(1, max(1, num_samples // size)) * size
-    return np.split(order, cuts)
+def discriminate(
+    evidence: list[Float64],
+    fold: Int64[np.ndarray, " N"],
+    seed: int,
+    likely: Bool[np.ndarray, " N"] | None = None,
+) -> tuple[Float64, Float64]:
+    """Return the log-odds of being given, of the given pairs ``(N,)`` and of all re-paired ones, out of fold.
 
-
-def pairings(parts: list[Int64[np.ndarray, " b"]], repairings: int) -> list[Int64[np.ndarray, " N"]]:
-    """Return whose captions each sample has: its own, and in each re-pairing those of another one of its block."""
-    owners = []
-    for shift in range(repairings + 1):
-        owner = np.empty(sum(map(len, parts)), dtype=np.int64)
-        for part in parts:
-            owner[part] = np.roll(part, shift)
-        owners.append(owner)
-    return owners
-
-
-def folds(parts: list[Int64[np.ndarray, " b"]], count: int, rng: np.random.Generator) -> Int64[np.ndarray, " N"]:
-    """Return the fold of each sample; blocks stay whole."""
-    fold = np.empty(sum(map(len, parts)), dtype=np.int64)
-    for part, number in zip(parts, rng.permutation(np.arange(len(parts)) % count), strict=True):
-        fold[part] = number
-    return fold
-
-
-def discriminate(evidence: list[Float64], fold: Int64[np.ndarray, " N"], seed: int) -> tuple[Float64, Float64]:
-    """Return the log-odds of being given, of the given pairs ``(N,)`` and of all re-paired ones, out of fold."""
+    Args:
+        evidence: on the given pairs, and on those of every re-pairing.
+        fold: the part each is in.
+        seed: of the trees.
+        likely: the pairs that trees are fitted to; None: all.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second to import
 
     given, others = evidence[0], evidence[1:]
     score = np.zeros(len(given))
     wrong = [np.zeros(len(given)) for _ in others]
     prior = np.log(len(others))  # not by sample weights: scikit-learn takes half a minute to bin weighted samples
-    for train, inside in _splits(fold):
+    for outside, inside in _splits(fold):
+        train = outside if likely is None else outside & likely
         trees = HistGradientBoostingClassifier(
             max_depth=3,
             max_iter=100,
