@@ -273,3 +273,26 @@ def test_pairs_that_are_wrong_in_another_way_do_not_count() -> None:
     expected = mismatch(given[:1500], repaired)
     assert found.noise_rate == pytest.approx(expected.noise_rate, rel=1e-4)
     np.testing.assert_allclose(found.p_mismatch[:1500], expected.p_mismatch, atol=1e-3)
+
+
+def test_pairs_that_share_their_captions_are_not_taken_for_wrong() -> None:
+    draw = np.random.default_rng(0)
+    topic = draw.integers(0, 10, 1500)
+    image = torch.from_numpy(np.eye(10)[topic] + 0.3 * draw.normal(size=(1500, 10))).float()
+    text = torch.from_numpy(draw.normal(size=(10, 12)))[topic].float()
+    assert judge(image, text, replace(QUICK, cluster_size=100)).noise_rate < 0.05
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4, 7])
+def test_where_all_is_wrong_at_random_nothing_is_left_to_be_wrong_among_like_ones(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    image, text = torch.randn(600, 16, generator=draw), torch.randn(600, 12, generator=draw)
+    found = judge(image, text, replace(QUICK, cluster_size=100, rounds=3, repairings=3))
+    assert found.noise_rate > 0.7
+
+
+def test_clusters_too_small_are_a_users_mistake_and_none_are_named_by_default() -> None:
+    image, text, _ = features(400, 0.0)
+    with pytest.raises(UserError, match=r"procedure\.cluster_size: clusters of 2 captions are too small"):
+        judge(image, text, replace(QUICK, cluster_size=2))
+    assert "cluster" not in repr(Procedure()), "judgements that were cached before are the same"

@@ -42,7 +42,8 @@ class Procedure:
         stage_neighbours: whether pictures near by a tower's stages predict too, where these are known.
         repairings: random re-pairings that wrong pairs are learnt from.
         cluster_size: captions moved among about so many like ones are a second kind of wrong pairs, learnt and counted
-            by themselves, as where captions of the same category were confused; 0: this kind is not looked for.
+            by themselves, as where captions of the same category were confused; more than ``repairings``, or 0: this
+            kind is not looked for. Nor is it where nearly all captions of a cluster are one and the same.
         shrinkage: of the final alignment (:meth:`~troth.judge.Whitened.align`).
         dim: dimensions of the final alignment; None: all there are.
     """
@@ -52,7 +53,7 @@ class Procedure:
     neighbours: Annotated[int, Field(ge=3)] = 30
     stage_neighbours: bool = field(default=True, repr=False)  # identities name it with the stages, where there are any
     repairings: Count = 3
-    cluster_size: Annotated[int, Field(ge=0)] = 0
+    cluster_size: Annotated[int, Field(ge=0)] = field(default=0, repr=False)  # identities name it where it is asked for
     shrinkage: Annotated[float, Field(gt=0)] = 0.3
     dim: Count | None = None
 
@@ -62,8 +63,8 @@ class Judgement:
     """What is thought of every pair.
 
     Attributes:
-        score: ``(N,)`` how well each pair fits, the log-odds of being given and not drawn at random; never comparable
-            between data sets.
+        score: ``(N,)`` how well each pair fits, the log-odds of being given and not drawn at random, or of two kinds of
+            wrong pairs minus the log of both odds' sum; never comparable between data sets.
         p_mismatch: ``(N,)`` the probability that it is wrong.
         noise_rate: the estimated share of wrong pairs.
         alignment: of both modalities, by all pairs as far as they are right.
@@ -97,6 +98,10 @@ def judge(
             score_i                 = mean of its log-odds over the rounds from the second on (in the first: that one)
             P(wrong | score_i)      = see mismatch();      weights of the next round's evidence = 1 - P(wrong)
 
+    With ``procedure.cluster_size`` the same is done once more with captions re-paired among like ones, by trees fitted
+    to the pairs that the round before did not find wrong at random; their share is of what those leave, and a pair is
+    right that is wrong in neither way.
+
     Folds are drawn anew in every round; who is re-paired with whom is not, so that wrong pairs' scores are means over
     rounds too. Alignments, neighbours and trees do not score the pairs they were fitted to, so that a wrong pair is
     hardly learnt by heart: given wrong pairs score nearly as re-paired ones do, which is what the probability rests
@@ -117,7 +122,7 @@ def judge(
     """
     chosen = procedure if procedure is not None else Procedure()
     image, text = F.normalize(image_features.float(), dim=-1), text_features.float()
-    _check(image, text, {"word": words, "stage": stages})
+    check_features(image, text, {"word": words, "stage": stages})
     evidence = Evidence.of(image, text, words, chosen.neighbours, stages, chosen.stage_neighbours)
     *_, last = rounds(evidence, chosen, seed)
     return Judgement(
@@ -195,6 +200,12 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
     num_pairs = len(evidence.whitened.image_features)
     rng = np.random.default_rng([seed, 20_000])
     count = procedure.repairings
+    if 0 < procedure.cluster_size <= count:
+        raise UserError(
+            f"clusters of {procedure.cluster_size} captions are too small to re-pair them {count} times",
+            where="procedure.cluster_size",
+            remedy="a hundred, or 0 to look for no wrong captions among like ones",
+        )
     made = (
         Repairings.among_alike(evidence.whitened.text_features, procedure.cluster_size, count, rng)
         if procedure.cluster_size
@@ -207,6 +218,10 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
             where="procedure",
             remedy="fewer folds or repairings",
         )
+    text = evidence.whitened.text_features
+    # Where pairs share a caption, that of another may be the very same, and the pair is right.
+    differ = [(text[torch.from_numpy(owner)] != text).any(dim=1).numpy() for owner in made.alike]
+    enough = sum(each.sum() for each in differ) >= num_pairs
     last: Round | None = None
     random_kept: list[tuple[Float64, Float64]] = []
     alike_kept: list[tuple[Float64, Float64]] = []
@@ -219,10 +234,12 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
         given, repaired = _mean(random_kept)
         at_random = Kind(given, repaired, mismatch(given, repaired))
         alike = None
-        if made.alike:
-            likely = None if last is None else last.at_random.found.p_mismatch < 0.5
-            alike_kept.append(discriminate([own, *moved[count:]], fold, state, likely))
+        if made.alike and enough:
+            likely = np.ones(num_pairs, dtype=bool) if last is None else last.at_random.found.p_mismatch < 0.5
+            used = [likely, *(each & likely for each in differ)]
+            alike_kept.append(discriminate([own, *moved[count:]], fold, state, used))
             given, repaired = _mean(alike_kept)
+            repaired = repaired[np.concatenate(differ)]
             alike = Kind(given, repaired, mismatch(given, repaired, 1 - at_random.found.p_mismatch))
         last = Round(at_random, alike)
         yield last
@@ -234,7 +251,8 @@ def _mean(kept: list[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
     return given, repaired
 
 
-def _check(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], more: dict[str, Tensor | None]) -> None:
+def check_features(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], more: dict[str, Tensor | None]) -> None:
+    """Raise a UserError for features that cannot be judged or aligned."""
     if len(image) < _FEWEST:
         raise UserError(
             f"{len(image)} pairs are too few to judge",
@@ -255,7 +273,7 @@ def discriminate(
     evidence: list[Float64],
     fold: Int64[np.ndarray, " N"],
     seed: int,
-    likely: Bool[np.ndarray, " N"] | None = None,
+    used: list[Bool[np.ndarray, " N"]] | None = None,
 ) -> tuple[Float64, Float64]:
     """Return the log-odds of being given, of the given pairs ``(N,)`` and of all re-paired ones, out of fold.
 
@@ -263,26 +281,33 @@ def discriminate(
         evidence: on the given pairs, and on those of every re-pairing.
         fold: the part each is in.
         seed: of the trees.
-        likely: the pairs that trees are fitted to; None: all.
+        used: which of the given pairs, and of those of every re-pairing, trees are fitted to, if there are enough of
+            them; None: all. All are scored.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second to import
 
     given, others = evidence[0], evidence[1:]
     score = np.zeros(len(given))
     wrong = [np.zeros(len(given)) for _ in others]
-    prior = np.log(len(others))  # not by sample weights: scikit-learn takes half a minute to bin weighted samples
+    fewest = max(5, len(fold) // 90)
+    everywhere = np.ones(len(fold), dtype=bool)
     for outside, inside in _splits(fold):
-        train = outside if likely is None else outside & likely
+        rows = [outside & each for each in used or [everywhere] * len(evidence)]
+        if min(rows[0].sum(), sum(each.sum() for each in rows[1:])) < 4 * fewest:
+            rows = [outside] * len(evidence)
         trees = HistGradientBoostingClassifier(
             max_depth=3,
             max_iter=100,
             learning_rate=0.1,
-            min_samples_leaf=max(5, len(fold) // 90),
+            min_samples_leaf=fewest,
             early_stopping=False,
             random_state=seed,
         )
-        features = np.concatenate([given[train], *(each[train] for each in others)])
-        trees.fit(features, np.repeat([1, 0], [train.sum(), len(others) * train.sum()]))
+        num_given, num_others = int(rows[0].sum()), int(sum(each.sum() for each in rows[1:]))
+        features = np.concatenate([each[chosen] for each, chosen in zip(evidence, rows, strict=True)])
+        trees.fit(features, np.repeat([1, 0], [num_given, num_others]))
+        # Not by sample weights: scikit-learn takes half a minute to bin weighted samples.
+        prior = np.log(num_others / num_given)
         score[inside] = trees.decision_function(given[inside]) + prior
         for each, values in zip(others, wrong, strict=True):
             values[inside] = trees.decision_function(each[inside]) + prior

@@ -26,6 +26,7 @@ from troth.encoders import FrozenTextEncoder
 from troth.encoders.hashing import hash_tensors
 from troth.errors import UserError
 from troth.judge import AffineMap, Judgement, Procedure, SpectralAlignment, Whitened, caption_words, judge
+from troth.judge.judgement import check_features
 from troth.train.external_teacher import TaughtData, given_captions, mean_captions, named_as_encoder
 from troth.train.mismatch_estimates import MismatchEstimates
 from troth.train.teacher import encode_pictures
@@ -63,7 +64,8 @@ class JudgeConfig:
         file: a judgement to take in place of one's own: a parquet table with ``id``, ``score`` and ``p_mismatch`` of
             every pair, as a run's ``judgement.parquet`` or what ``troth audit`` writes, perhaps corrected by hand. Only
             the alignment is fitted then, to the pairs as far as they are right by it: of ``procedure`` its shrinkage
-            and dimensions; words and stages take no part.
+            and dimensions; words and stages take no part. The file has to stay as it is for as long as the run may be
+            resumed.
         procedure: how pairs are judged.
     """
 
@@ -107,7 +109,7 @@ class JudgeConfig:
             given, content = self._given(Path(self.file), image, text, valid, cache)
             identity = f"{_PROCEDURE}; {self!r}; as given {content}"
             return JudgedPairs(given, image, text, valid, identity, self.draw_wrong, tuple(ledger))
-        identity, stages = f"{_PROCEDURE}; {self!r}; seed {seed}", None
+        identity, stages = f"{_PROCEDURE}; {self!r}; seed {seed}{self._by_clusters}", None
         staged = self._load_stages(data)
         if staged is not None:
             entry = encode_pictures(staged, data.source, data.cache, data.num_workers, data.on_progress)
@@ -122,6 +124,10 @@ class JudgeConfig:
     @property
     def _by_near_stages(self) -> str:
         return "; neighbours by them" if self.procedure.stage_neighbours else ""
+
+    @property
+    def _by_clusters(self) -> str:
+        return f"; clusters of {self.procedure.cluster_size}" if self.procedure.cluster_size else ""
 
     def _load_stages(self, data: TaughtData) -> Tower | None:
         if not self.stages:
@@ -143,7 +149,7 @@ class JudgeConfig:
         known = {"image": image, "text": text, "valid": valid} | ({} if stages is None else {"stages": stages})
         content = hash_tensors(known)
         content += hash_texts(["\n".join(group) for group in captions])
-        way = f"{self.procedure!r}; words {self.words}; seed {seed}"
+        way = f"{self.procedure!r}; words {self.words}; seed {seed}{self._by_clusters}"
         key = CacheKey(weights=_KEPT, data=content, preprocessing=way if stages is None else way + self._by_near_stages)
 
         def compute() -> CacheEntry:
@@ -185,6 +191,7 @@ class JudgeConfig:
             )
         if bool((probability[valid] == 1).all()):
             raise UserError("by its p_mismatch all pairs are wrong", where=str(path), remedy=_ON_FILE)
+        check_features(image[valid], text[valid], {})
         content = hash_tensors({"score": score, "p_mismatch": probability})
         features = hash_tensors({"image": image, "text": text, "valid": valid})
         key = CacheKey(weights=f"{_PROCEDURE}; given", data=features + content, preprocessing=repr(self.procedure))
