@@ -246,12 +246,6 @@ def test_captions_move_among_like_ones_and_within_parts() -> None:
     assert all(len(set(fold[rows].tolist())) == 1 for rows in made.parts)
 
 
-def test_few_samples_are_one_group() -> None:
-    text = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    made = Repairings.among_alike(text, 1, 3, np.random.default_rng(0))
-    assert [sorted(rows) for rows in made.parts] == [[0, 1, 2]]
-
-
 def test_a_round_of_two_kinds_adds_up_their_odds() -> None:
     first, second = np.array([0.0, 2.0]), np.array([1.0, -1.0])
     one = Kind(first, np.zeros(1), Mismatch(np.array([0.5, 0.0]), 0.2))

@@ -42,8 +42,8 @@ class Procedure:
         stage_neighbours: whether pictures near by a tower's stages predict too, where these are known.
         repairings: random re-pairings that wrong pairs are learnt from.
         cluster_size: captions moved among about so many like ones are a second kind of wrong pairs, learnt and counted
-            by themselves, as where captions of the same category were confused; more than ``repairings``, or 0: this
-            kind is not looked for. Nor is it where nearly all captions of a cluster are one and the same.
+            by themselves, as where captions of the same category were confused. It must be more than ``repairings``, or
+            0: this kind is not looked for. Nor is it where most captions are those of all their cluster.
         shrinkage: of the final alignment (:meth:`~troth.judge.Whitened.align`).
         dim: dimensions of the final alignment; None: all there are.
     """
@@ -195,7 +195,7 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
     """Yield what is known after each round of :func:`judge`.
 
     Raises:
-        UserError: for more folds and re-pairings than there are pairs for.
+        UserError: for more folds and re-pairings than there are pairs for, or clusters too small for these.
     """
     num_pairs = len(evidence.whitened.image_features)
     rng = np.random.default_rng([seed, 20_000])
@@ -221,20 +221,20 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
     text = evidence.whitened.text_features
     # Where pairs share a caption, that of another may be the very same, and the pair is right.
     differ = [(text[torch.from_numpy(owner)] != text).any(dim=1).numpy() for owner in made.alike]
-    enough = sum(each.sum() for each in differ) >= num_pairs
+    like_captions = made.alike if sum(each.sum() for each in differ) >= num_pairs else []
     last: Round | None = None
     random_kept: list[tuple[Float64, Float64]] = []
     alike_kept: list[tuple[Float64, Float64]] = []
     for _ in range(procedure.rounds):
         fold = folds(made.parts, procedure.folds, rng)
         weights = torch.ones(num_pairs) if last is None else last.weights
-        own, *moved = evidence.gather(weights, fold, [*made.at_random, *made.alike])
+        own, *moved = evidence.gather(weights, fold, [*made.at_random, *like_captions])
         state = int(rng.integers(2**31))
         random_kept.append(discriminate([own, *moved[:count]], fold, state))
         given, repaired = _mean(random_kept)
         at_random = Kind(given, repaired, mismatch(given, repaired))
         alike = None
-        if made.alike and enough:
+        if like_captions:
             likely = np.ones(num_pairs, dtype=bool) if last is None else last.at_random.found.p_mismatch < 0.5
             used = [likely, *(each & likely for each in differ)]
             alike_kept.append(discriminate([own, *moved[count:]], fold, state, used))

@@ -45,7 +45,7 @@ class Repairings:
         are not. What is left of clusters too small for a group makes groups too, of captions that are not alike.
 
         Args:
-            text_features: ``(N, G)`` of the captions.
+            text_features: ``(N, G)`` of the captions, more than ``count``.
             size: captions in a cluster, on average.
             count: re-pairings of either kind.
             rng: draws groups and parts, and the seed of k-means.
@@ -58,10 +58,8 @@ class Repairings:
         groups = [group for each in clusters if len(each) > count for group in _cut(each, count + 1)]
         if len(left) > count:
             groups += _cut(left, count + 1)
-        elif groups:
-            groups[-1] = np.concatenate([groups[-1], left])
         else:
-            groups = [left]
+            groups[-1] = np.concatenate([groups[-1], left])
         order = rng.permutation(len(groups))
         parts = [[groups[place] for place in each] for each in _cut(order, count + 1)]
         own = np.arange(len(text_features))
