@@ -68,7 +68,8 @@ class Judgement:
         p_mismatch: ``(N,)`` the probability that it is wrong.
         noise_rate: the estimated share of wrong pairs.
         alignment: of both modalities, by all pairs as far as they are right.
-        evidence: what it goes by: ``features``, and ``words`` and ``stages`` where they were given.
+        evidence: what it goes by: ``features``, and ``words`` and ``stages`` where they were given; of a
+            judgement that was read, what it named and ``file``.
     """
 
     score: Float[Tensor, " N"]

@@ -34,7 +34,10 @@ from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrec
 from troth.types import STRICT
 
 _ON_RESUME = "remove it, and the pairs are judged again, which may differ in the last bits, or start a new run"
-_ON_FILE = "judge.file is a run's judgement.parquet, or what troth audit wrote, of these pairs as they are given"
+_ON_FILE = (
+    "judge.file is a run's judgement.parquet, or what troth audit wrote, of these pairs as they are given; add rows for"
+    " pictures that could not be read there"
+)
 
 #: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
 _PROCEDURE = "judge 2"
@@ -202,8 +205,9 @@ class JudgeConfig:
             return CacheEntry(_maps(whitened.align(weights, self.procedure.dim, self.procedure.shrinkage)))
 
         alignment = _alignment(cache.get_or_compute(key, fit).tensors)
-        rate = float(probability[valid].mean()) if np.isnan(found.noise_rate) else found.noise_rate
-        return Judgement(score, probability, rate, alignment, found.evidence or ("a-file",)), content
+        # Not what the file says of itself: corrected by hand, its probabilities are what was meant.
+        rate = float(probability[valid].mean())
+        return Judgement(score, probability, rate, alignment, (*found.evidence, "file")), content
 
 
 def _maps(alignment: SpectralAlignment) -> dict[str, Tensor]:
