@@ -127,6 +127,8 @@ METHODS = (
     _ablation("no stages", "judge.stages=false"),
     # Without the map there is nothing that the usual learning rate would undo.
     _ablation("no map", "model.skip=none", "train.optimizer.learning_rate=1e-3", small=False),
+    # Not a part that is missing but one that the recipe does not have yet.
+    _ablation("with like captions", "judge.procedure.cluster_size=100"),
     _ablation("map alone", "train.optimizer.learning_rate=1e-9", small=False),
 )
 
