@@ -8,10 +8,12 @@
 * ``fit, rivals``: also what the best others reach with the picture and with the caption;
 * ``fit, rivals, words``: also the captions' words;
 * ``fit, rivals, words, stages``: also alignments of the image encoder's intermediate features;
-* ``fit, rivals, words, stages, near``: also what pictures near by these predict, as the judge does unless told not to.
+* ``fit, rivals, words, stages, near``: also what pictures near by these predict;
+* ``fit, rivals, words, stages, near, alike``: the same, with wrong captions among like ones as a kind of their own, as
+  the judge does unless told not to.
 
-After two rounds and after five, two areas under curves are printed: ``given`` tells given pairs from re-paired ones,
-out of fold, and needs no answers, so that it may choose; ``wrong`` tells wrong pairs from right ones by the answers,
+After two rounds and after five, two areas under curves are printed: ``given`` tells given pairs from those re-paired
+at random, out of fold, and needs no answers, so that it may choose; ``wrong`` tells wrong pairs from right ones by the answers,
 and may not. If given wrong pairs scored exactly as re-paired ones, ``given`` would be (1 - e) ``wrong`` + e / 2 for a
 share e. Also the wall time of these rounds; features and words come before them, the final alignment
 after. ``--only``: these kinds; what was kept of the others stays. ``--quick``: 40% of a fifth of the pairs, two rounds.
@@ -49,6 +51,7 @@ KINDS = (
     "fit, rivals, words",
     "fit, rivals, words, stages",
     "fit, rivals, words, stages, near",
+    "fit, rivals, words, stages, near, alike",
 )
 
 
@@ -99,7 +102,7 @@ class OnlyFit(Evidence):
 
 def areas(data: NoisyPairs, kind: str, count: int) -> dict[int, tuple[float, float]]:
     """Return the two areas after the second round and the last."""
-    procedure = Procedure(rounds=count)
+    procedure = Procedure(rounds=count) if "alike" in kind else Procedure(rounds=count, cluster_size=0)
     words = data.words if "words" in kind else None
     stages = data.stages if "stages" in kind else None
     evidence = (OnlyFit if kind == "fit" else Evidence).of(

@@ -14,7 +14,7 @@ from troth.judge import Mismatch, NeighbourPredictions, Procedure, caption_words
 from troth.judge.judgement import Kind, Round
 from troth.judge.repairings import Repairings, blocks, folds, pairings
 
-QUICK = Procedure(folds=3, rounds=2, neighbours=9, repairings=2)
+QUICK = Procedure(folds=3, rounds=2, neighbours=9, repairings=2, cluster_size=0)
 
 
 @pytest.mark.parametrize("wrong", [0.2, 0.4, 0.6])
@@ -55,7 +55,7 @@ def test_the_score_is_the_mean_over_the_rounds_from_the_second_on(monkeypatch: p
     rounds = [(draw.normal(size=240), draw.normal(size=480) - 2) for _ in range(3)]
     left = iter(rounds)
     monkeypatch.setattr(judgement, "discriminate", lambda *_: next(left))
-    found = judge(image, text, Procedure(folds=3, rounds=3, neighbours=9, repairings=2))
+    found = judge(image, text, replace(QUICK, rounds=3))
     np.testing.assert_allclose(found.score.numpy(), (rounds[1][0] + rounds[2][0]) / 2)
     expected = mismatch((rounds[1][0] + rounds[2][0]) / 2, (rounds[1][1] + rounds[2][1]) / 2)
     np.testing.assert_allclose(found.p_mismatch.numpy(), expected.p_mismatch)
@@ -116,10 +116,17 @@ def test_too_few_pairs_and_broken_features_are_a_users_mistake() -> None:
         judge(image, text)
 
 
-def test_more_folds_than_there_are_blocks_are_a_users_mistake() -> None:
+@pytest.mark.parametrize(
+    ("procedure", "message"),
+    [
+        (Procedure(repairings=59, cluster_size=0), r"blocks of 60 \(fewer folds or repairings\)"),
+        (Procedure(repairings=9), r"blocks of 100 \(fewer folds or repairings, or cluster_size 0\)"),
+    ],
+)
+def test_more_folds_than_there_are_blocks_are_a_users_mistake(procedure: Procedure, message: str) -> None:
     image, text, _ = features(200, 0.0)
-    with pytest.raises(UserError, match="200 pairs do not make 5 folds of 40 in blocks of 60"):
-        judge(image, text, Procedure(repairings=59))
+    with pytest.raises(UserError, match=f"200 pairs do not make 5 folds of 40 in {message}"):
+        judge(image, text, procedure)
 
 
 def test_captions_that_are_all_the_same_are_a_users_mistake() -> None:
@@ -285,7 +292,7 @@ def test_where_all_is_wrong_at_random_nothing_is_left_to_be_wrong_among_like_one
     assert found.noise_rate > 0.7
 
 
-def test_clusters_too_small_are_a_users_mistake_and_none_are_named_by_default() -> None:
+def test_clusters_too_small_are_a_users_mistake_and_no_procedure_names_them() -> None:
     image, text, _ = features(400, 0.0)
     with pytest.raises(UserError, match=r"procedure\.cluster_size: clusters of 2 captions are too small"):
         judge(image, text, replace(QUICK, cluster_size=2))

@@ -200,8 +200,12 @@ def test_a_run_of_drawn_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
         (["judge.folds=3"], "judge.folds: unknown key"),
         (["data.source.num_samples=150"], "judge: 150 pairs are too few to judge"),
         (
-            ["judge.procedure.repairings=9999"],
+            ["judge.procedure.repairings=9999", "judge.procedure.cluster_size=0"],
             r"judge.procedure: \d+ pairs do not make 3 folds of 40 in blocks of 10000",
+        ),
+        (
+            ["judge.procedure.repairings=9999"],
+            "judge.procedure.cluster_size: clusters of 100 captions are too small to re-pair them 9999 times",
         ),
         (["judge.procedure.folds=1"], "judge.procedure.folds: input should be greater than or equal to 2"),
         (["model.multi={num_tokens=2, sub_dim=8}"], "skip: several class tokens have no linear map beside them"),

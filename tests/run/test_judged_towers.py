@@ -41,7 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_of(pictures: Path, *more: str) -> Recipe:
     settings = (
         f"data={{source={{kind='folder', path='{pictures}'}}, noise={{fraction=0.3}}}}",
-        "judge.procedure={folds=3, neighbours=9, repairings=2, rounds=2}",
+        "judge.procedure={folds=3, neighbours=9, repairings=2, rounds=2, cluster_size=0}",
         "model={kind='small', embed_dim=32, vision_width=64, vision_layers=1, text_width=64, text_layers=1}",
         "train={epochs=2, batch_size=32, num_workers=0, precision='float32', device='cpu', tensorboard=false}",
         "evaluation.tasks=[]",
@@ -85,7 +85,7 @@ def test_what_stages_see_goes_into_the_judgement(
     assert tower is not None
     read = found.valid
     stages = encode_pictures(tower, FolderSource(path=str(pictures)).open(), num_workers=0).tensors["features"]
-    procedure = Procedure(folds=3, neighbours=9, repairings=2, rounds=2)
+    procedure = Procedure(folds=3, neighbours=9, repairings=2, rounds=2, cluster_size=0)
     for judged, seen in ((without, None), (found, stages[read])):
         expected = judge(judged.image_features[read], judged.text_features[read], procedure, 0, stages=seen)
         torch.testing.assert_close(judged.judgement.score[read], expected.score)

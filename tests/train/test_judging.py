@@ -15,7 +15,7 @@ from troth.judge import Procedure, Whitened, caption_words, judge
 from troth.train import MismatchEstimates
 from troth.train.judging import JudgeConfig
 
-PROCEDURE = Procedure(folds=3, rounds=2, neighbours=9, repairings=2)
+PROCEDURE = Procedure(folds=3, rounds=2, neighbours=9, repairings=2, cluster_size=0)
 
 
 def test_unreadable_pictures_are_left_out_with_their_words(tmp_path: Path) -> None:
@@ -68,6 +68,18 @@ def test_neighbours_by_stages_can_be_left_out_and_are_named_with_the_stages_alon
     assert not torch.equal(found[0].score, found[1].score)
     configs = [JudgeConfig(procedure=replace(PROCEDURE, stage_neighbours=near)) for near in (True, False)]
     assert repr(configs[0]) == repr(configs[1]), "without stages, the judgement is the same one"
+
+
+def test_wrong_captions_among_like_ones_are_cached_by_the_clusters_they_were_looked_for_in(tmp_path: Path) -> None:
+    image, text, _ = features(300, 0.3)
+    valid, captions, cache = torch.ones(300, dtype=torch.bool), [("a",)] * 300, FeatureCache(tmp_path)
+    found = []
+    for size in (0, 50, 100):
+        config = JudgeConfig(procedure=replace(PROCEDURE, cluster_size=size), words=False)
+        found.append(config._cached(image, text, captions, valid, None, 3, cache))
+        torch.testing.assert_close(found[-1].score, judge(image, text, config.procedure, 3).score)
+        assert config._by_clusters == (f"; clusters of {size}" if size else "")
+    assert not any(torch.equal(found[one].score, found[other].score) for one, other in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_a_given_judgement_weighs_the_alignment_and_nothing_is_judged(tmp_path: Path) -> None:

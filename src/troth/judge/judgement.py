@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass as config_dataclass
 from torch import Tensor
@@ -19,6 +19,7 @@ from troth.judge.density import Float64, Mismatch, mismatch
 from troth.judge.evidence import Evidence
 from troth.judge.repairings import Repairings, folds
 from troth.judge.spectral import SpectralAlignment
+from troth.judge.trees import discriminate
 from troth.types import STRICT
 
 _FEWEST = 200
@@ -53,7 +54,7 @@ class Procedure:
     neighbours: Annotated[int, Field(ge=3)] = 30
     stage_neighbours: bool = field(default=True, repr=False)  # identities name it with the stages, where there are any
     repairings: Count = 3
-    cluster_size: Annotated[int, Field(ge=0)] = field(default=0, repr=False)  # identities name it where it is asked for
+    cluster_size: Annotated[int, Field(ge=0)] = field(default=100, repr=False)  # identities name it where it is not 0
     shrinkage: Annotated[float, Field(gt=0)] = 0.3
     dim: Count | None = None
 
@@ -99,8 +100,8 @@ def judge(
             score_i                 = mean of its log-odds over the rounds from the second on (in the first: that one)
             P(wrong | score_i)      = see mismatch();      weights of the next round's evidence = 1 - P(wrong)
 
-    With ``procedure.cluster_size`` the same is done once more with captions re-paired among like ones, by trees fitted
-    to the pairs that the round before did not find wrong at random; their share is of what those leave, and a pair is
+    The same is done once more with captions re-paired among like ones (``procedure.cluster_size``), by trees fitted to
+    the pairs that the round before did not find wrong at random; their share is of what those leave, and a pair is
     right that is wrong in neither way.
 
     Folds are drawn anew in every round; who is re-paired with whom is not, so that wrong pairs' scores are means over
@@ -217,7 +218,7 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
         raise UserError(
             f"{num_pairs} pairs do not make {procedure.folds} folds of {blocked}",
             where="procedure",
-            remedy="fewer folds or repairings",
+            remedy="fewer folds or repairings" + (", or cluster_size 0" if procedure.cluster_size else ""),
         )
     text = evidence.whitened.text_features
     # Where pairs share a caption, that of another may be the very same, and the pair is right.
@@ -268,53 +269,3 @@ def check_features(image: Float[Tensor, "N F"], text: Float[Tensor, "N G"], more
             raise UserError(f"some {name} features are not finite", where="judge")
         if bool((features == features[0]).all()):
             raise UserError(f"all {name} features are the same: there is nothing to judge by", where="judge")
-
-
-def discriminate(
-    evidence: list[Float64],
-    fold: Int64[np.ndarray, " N"],
-    seed: int,
-    used: list[Bool[np.ndarray, " N"]] | None = None,
-) -> tuple[Float64, Float64]:
-    """Return the log-odds of being given, of the given pairs ``(N,)`` and of all re-paired ones, out of fold.
-
-    Args:
-        evidence: on the given pairs, and on those of every re-pairing.
-        fold: the part each is in.
-        seed: of the trees.
-        used: which of the given pairs, and of those of every re-pairing, trees are fitted to, if there are enough of
-            them; None: all. All are scored.
-    """
-    from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second to import
-
-    given, others = evidence[0], evidence[1:]
-    score = np.zeros(len(given))
-    wrong = [np.zeros(len(given)) for _ in others]
-    fewest = max(5, len(fold) // 90)
-    everywhere = np.ones(len(fold), dtype=bool)
-    for outside, inside in _splits(fold):
-        rows = [outside & each for each in used or [everywhere] * len(evidence)]
-        if min(rows[0].sum(), sum(each.sum() for each in rows[1:])) < 4 * fewest:
-            rows = [outside] * len(evidence)
-        trees = HistGradientBoostingClassifier(
-            max_depth=3,
-            max_iter=100,
-            learning_rate=0.1,
-            min_samples_leaf=fewest,
-            early_stopping=False,
-            random_state=seed,
-        )
-        num_given, num_others = int(rows[0].sum()), int(sum(each.sum() for each in rows[1:]))
-        features = np.concatenate([each[chosen] for each, chosen in zip(evidence, rows, strict=True)])
-        trees.fit(features, np.repeat([1, 0], [num_given, num_others]))
-        # Not by sample weights: scikit-learn takes half a minute to bin weighted samples.
-        prior = np.log(num_others / num_given)
-        score[inside] = trees.decision_function(given[inside]) + prior
-        for each, values in zip(others, wrong, strict=True):
-            values[inside] = trees.decision_function(each[inside]) + prior
-    return score, np.concatenate(wrong)
-
-
-def _splits(fold: Int64[np.ndarray, " N"]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for number in np.unique(fold):
-        yield fold != number, fold == number
