@@ -12,11 +12,11 @@
 * ``fit, rivals, words, stages, near, alike``: the same, with wrong captions among like ones as a kind of their own, as
   the judge does unless told not to.
 
-After two rounds and after five, two areas under curves are printed: ``given`` tells given pairs from those re-paired
-at random, out of fold, and needs no answers, so that it may choose; ``wrong`` tells wrong pairs from right ones by the answers,
-and may not. If given wrong pairs scored exactly as re-paired ones, ``given`` would be (1 - e) ``wrong`` + e / 2 for a
-share e. Also the wall time of these rounds; features and words come before them, the final alignment
-after. ``--only``: these kinds; what was kept of the others stays. ``--quick``: 40% of a fifth of the pairs, two rounds.
+After two rounds and after five, two areas under curves are printed: ``given`` tells given pairs from those re-paired at
+random, out of fold, and needs no answers, so that it may choose; ``wrong`` tells wrong pairs from right ones by the
+answers, and may not. If given wrong pairs scored exactly as re-paired ones, ``given`` would be (1 - e) ``wrong`` + e /
+2 for a share e. Also the wall time of these rounds; features and words come before them, the final alignment after.
+``--only``: these kinds; what was kept of the others stays. ``--quick``: 40% of a fifth of the pairs, two rounds.
 """
 
 from __future__ import annotations
