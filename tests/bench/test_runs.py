@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from troth.bench.settings import Place, Setting
 from troth.data import CaptionAssignment
 from troth.errors import UserError
 from troth.objectives import DeCL
+from troth.recipe import to_dict
 from troth.run import resume
 from troth.run.opened import find_checkpoint
 from troth.train import JUDGEMENT_NAME
@@ -126,6 +128,7 @@ def test_every_row_has_a_recipe_in_its_regimes_and_equal_steps(tmp_path: Path) -
             assert bool(ablation) == taken_apart
             assert ("robust, no map" in ablation) == (taken_apart and regime == "heads")
             assert ("robust, no drawing" in ablation) == (taken_apart and regime == "small")
+            assert len({json.dumps(to_dict(recipe)) for recipe in found}) == len(found), "two rows train the same"
             assert {recipe.train.batch_size for recipe in found} == {batches}
             assert len({recipe.train.max_steps for recipe in found}) == 1
             assert {recipe.seed for recipe in found} == {3}

@@ -224,6 +224,19 @@ def test_wrong_captions_of_the_same_topic_are_found_and_counted_among_like_ones(
     assert roc_auc_score(truth, found.score.numpy() * -1) > roc_auc_score(truth, -alone.score.numpy())
 
 
+def test_words_and_stages_are_evidence_among_like_ones_too() -> None:
+    """Features that say little of what the samples have of their own, which words and stages do."""
+    draw = np.random.default_rng(3)
+    image, text, truth = grouped(1600, 0.3)
+    blurred = [each + 2.0 * torch.from_numpy(draw.normal(size=each.shape)).float() for each in (image, text)]
+    looking = replace(QUICK, cluster_size=100)
+    alone = judge(*blurred, looking)
+    found = judge(*blurred, looking, words=text, stages=image)
+    assert found.evidence == ("features", "words", "stages")
+    assert roc_auc_score(truth, -found.score.numpy()) > roc_auc_score(truth, -alone.score.numpy()) + 0.05
+    assert found.noise_rate == pytest.approx(0.3, abs=0.12)
+
+
 @pytest.mark.parametrize("wrong", [0.0, 0.4])
 def test_looking_among_like_ones_adds_no_wrong_pairs_where_captions_were_moved_at_random(wrong: float) -> None:
     image, text, truth = features(1600, wrong)
@@ -296,4 +309,6 @@ def test_clusters_too_small_are_a_users_mistake_and_no_procedure_names_them() ->
     image, text, _ = features(400, 0.0)
     with pytest.raises(UserError, match=r"procedure\.cluster_size: clusters of 2 captions are too small"):
         judge(image, text, replace(QUICK, cluster_size=2))
-    assert "cluster" not in repr(Procedure()), "judgements that were cached before are the same"
+    for size in (0, 50, 100):  # what is cached without them is found again
+        assert repr(Procedure(cluster_size=size)) == repr(Procedure(cluster_size=0))
+        assert "cluster" not in repr(Procedure(cluster_size=size))

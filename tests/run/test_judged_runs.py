@@ -112,6 +112,10 @@ def test_a_run_goes_by_a_judgement_of_another_or_by_an_audit(folder: Path, tmp_p
     assert mine.equals(theirs)
     assert mine.schema.metadata[b"evidence"] == theirs.schema.metadata[b"evidence"] + b" file"
     assert float(mine.schema.metadata[b"noise_rate"]) == pytest.approx(theirs["p_mismatch"].to_numpy().mean())
+    once_more = f"judge.file={(tmp_path / 'again' / JUDGEMENT_NAME).as_posix()!r}"
+    judged = build(judged_recipe(once_more)).judged
+    assert judged is not None
+    assert judged.judgement.evidence.count("file") == 1
     final = [max((each / "checkpoints").iterdir()) / "model.safetensors" for each in (tmp_path / "again", folder)]
     ours, expected = map(load_file, final)
     assert ours.keys() == expected.keys()
@@ -214,6 +218,15 @@ def test_a_run_of_drawn_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
 def test_what_a_judge_cannot_do_is_one_line(settings: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(judged_recipe(*settings)).stream()
+
+
+def test_who_judged_says_whether_wrong_captions_were_looked_for_among_like_ones() -> None:
+    found, without = (build(judged_recipe(*more)).judged for more in ((), ("judge.procedure.cluster_size=0",)))
+    assert found is not None
+    assert without is not None
+    assert "; clusters of 100" in found.identity
+    assert "clusters" not in without.identity
+    assert not torch.equal(found.judgement.score, without.judgement.score)
 
 
 def test_weights_without_a_judge_need_a_table() -> None:

@@ -33,19 +33,20 @@ def mismatch(given: Float64, repaired: Float64, weights: Float64 | None = None) 
         P(wrong | s) = e f_wrong(s) / f_given(s)
         e            = min over low scores q of F_given(q) / F_wrong(q) + standard error     F: distributions
 
-    ``f_wrong`` needs no labels and no Gaussian: captions of other samples, drawn at random, have it. The ratio of
-    densities is fitted as a monotone function of the score (isotonic regression of "given" against "re-paired"). The
-    share ``e`` is what is left where no right pair is: right pairs that score as low as random ones are counted wrong,
-    so that with many pairs it is an upper bound; with few, the least of several noisy ratios is too small, which one
-    standard error of the counts only partly mends. Wrong captions that were *chosen* to be alike
-    (from the same category) do not look random and are not counted; the estimate is then too low.
+    ``f_wrong`` needs no labels and no Gaussian: captions moved on purpose have it, at random or among like
+    ones. The ratio of densities is fitted as a monotone function of the score (isotonic regression of "given" against
+    "re-paired"). The share ``e`` is what is left where no right pair is: right pairs that score as low as random ones
+    are counted wrong, so that with many pairs it is an upper bound; with few, the least of several noisy ratios is too
+    small, which one standard error of the counts only partly mends. Wrong captions of another kind than those moved on
+    purpose, as of the same category where these are anyone's, do not look like them and are not counted; the estimate
+    is then too low.
 
     Source: mixture proportion estimation with a known component (Blanchard et al. 2010, "Semi-supervised novelty
     detection"; Elkan and Noto 2008), applied to re-paired samples.
 
     Args:
         given: ``(N,)`` scores of the given pairs, larger fits better.
-        repaired: ``(M,)`` scores of random re-pairings, made as the given ones.
+        repaired: ``(M,)`` scores of re-paired samples, made as the given ones.
         weights: ``(N,)`` how much the given pairs count, in [0, 1]; None: all alike. Probability and share are then of
             what these leave: of pairs that are not wrong in another way.
     """

@@ -41,7 +41,7 @@ class Procedure:
         neighbours: how many neighbours of each sample predict, in each modality; by features a third of them do so
             once more.
         stage_neighbours: whether pictures near by a tower's stages predict too, where these are known.
-        repairings: random re-pairings that wrong pairs are learnt from.
+        repairings: re-pairings of either kind that wrong pairs are learnt from.
         cluster_size: captions moved among about so many like ones are a second kind of wrong pairs, learnt and counted
             by themselves, as where captions of the same category were confused. It must be more than ``repairings``, or
             0: this kind is not looked for. Nor is it where most captions are those of all their cluster.
@@ -101,8 +101,8 @@ def judge(
             P(wrong | score_i)      = see mismatch();      weights of the next round's evidence = 1 - P(wrong)
 
     The same is done once more with captions re-paired among like ones (``procedure.cluster_size``), by trees fitted to
-    the pairs that the round before did not find wrong at random; their share is of what those leave, and a pair is
-    right that is wrong in neither way.
+    the pairs that the round before did not find wrong at random; their share is of what those leave. A pair is right
+    that is wrong in neither way, and its score is minus the log of the odds of being wrong in either.
 
     Folds are drawn anew in every round; who is re-paired with whom is not, so that wrong pairs' scores are means over
     rounds too. Alignments, neighbours and trees do not score the pairs they were fitted to, so that a wrong pair is
@@ -120,7 +120,7 @@ def judge(
 
     Raises:
         UserError: for fewer than 200 pairs, features that are not finite, one and the same feature everywhere, or
-            more folds and re-pairings than there are pairs for.
+            more folds and re-pairings than there are pairs for, or clusters too small to re-pair them so often.
     """
     chosen = procedure if procedure is not None else Procedure()
     image, text = F.normalize(image_features.float(), dim=-1), text_features.float()
@@ -157,7 +157,8 @@ class Round:
 
     Attributes:
         at_random: of captions that could be anyone's.
-        alike: of captions like the right one, among the pairs as far as they are not the others; None if nobody asked.
+        alike: of captions like the right one, among the pairs as far as they are not the others; None if nobody asked,
+            or most captions are those of all their cluster.
     """
 
     at_random: Kind

@@ -34,10 +34,8 @@ from troth.train.teacher_tower import FrozenTower, Tower, TowerConfig, TowerPrec
 from troth.types import STRICT
 
 _ON_RESUME = "remove it, and the pairs are judged again, which may differ in the last bits, or start a new run"
-_ON_FILE = (
-    "judge.file is a run's judgement.parquet, or what troth audit wrote, of these pairs as they are given; add rows for"
-    " pictures that could not be read there"
-)
+_ON_FILE = "judge.file is a run's judgement.parquet, or what troth audit wrote, of these pairs as they are given"
+_ON_UNKNOWN = f"{_ON_FILE}; add rows for pictures that could not be read there"
 
 #: Raised with every change of :mod:`troth.judge` that moves a number: cached judgements are not read again then.
 _PROCEDURE = "judge 2"
@@ -190,7 +188,7 @@ class JudgeConfig:
         score[~valid] = probability[~valid] = torch.nan
         if unknown := int(probability[valid].isnan().sum()):
             raise UserError(
-                f"{unknown:,} of {int(valid.sum()):,} pairs have no p_mismatch", where=str(path), remedy=_ON_FILE
+                f"{unknown:,} of {int(valid.sum()):,} pairs have no p_mismatch", where=str(path), remedy=_ON_UNKNOWN
             )
         if bool((probability[valid] == 1).all()):
             raise UserError("by its p_mismatch all pairs are wrong", where=str(path), remedy=_ON_FILE)
@@ -207,7 +205,8 @@ class JudgeConfig:
         alignment = _alignment(cache.get_or_compute(key, fit).tensors)
         # Not what the file says of itself: corrected by hand, its probabilities are what was meant.
         rate = float(probability[valid].mean())
-        return Judgement(score, probability, rate, alignment, (*found.evidence, "file")), content
+        evidence = tuple(dict.fromkeys([*found.evidence, "file"]))
+        return Judgement(score, probability, rate, alignment, evidence), content
 
 
 def _maps(alignment: SpectralAlignment) -> dict[str, Tensor]:
