@@ -200,28 +200,10 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
     Raises:
         UserError: for more folds and re-pairings than there are pairs for, or clusters too small for these.
     """
-    num_pairs = len(evidence.whitened.image_features)
-    rng = np.random.default_rng([seed, 20_000])
-    count = procedure.repairings
-    if 0 < procedure.cluster_size <= count:
-        raise UserError(
-            f"clusters of {procedure.cluster_size} captions are too small to re-pair them {count} times",
-            where="procedure.cluster_size",
-            remedy="a hundred, or 0 to look for no wrong captions among like ones",
-        )
-    made = (
-        Repairings.among_alike(evidence.whitened.text_features, procedure.cluster_size, count, rng)
-        if procedure.cluster_size
-        else Repairings.draw(num_pairs, count, rng)
-    )
-    if len(made.parts) < procedure.folds or num_pairs < _SMALLEST_FOLD * procedure.folds:
-        blocked = f"{_SMALLEST_FOLD} in blocks of {(count + 1) ** (2 if procedure.cluster_size else 1)}"
-        raise UserError(
-            f"{num_pairs} pairs do not make {procedure.folds} folds of {blocked}",
-            where="procedure",
-            remedy="fewer folds or repairings" + (", or cluster_size 0" if procedure.cluster_size else ""),
-        )
     text = evidence.whitened.text_features
+    num_pairs, count = len(text), procedure.repairings
+    rng = np.random.default_rng([seed, 20_000])
+    made = _repairings(text, procedure, rng)
     # Where pairs share a caption, that of another may be the very same, and the pair is right.
     differ = [(text[torch.from_numpy(owner)] != text).any(dim=1).numpy() for owner in made.alike]
     like_captions = made.alike if sum(each.sum() for each in differ) >= num_pairs else []
@@ -246,6 +228,26 @@ def rounds(evidence: Evidence, procedure: Procedure, seed: int) -> Iterator[Roun
             alike = Kind(given, repaired, mismatch(given, repaired, 1 - at_random.found.p_mismatch))
         last = Round(at_random, alike)
         yield last
+
+
+def _repairings(text: Float[Tensor, "N G"], procedure: Procedure, rng: np.random.Generator) -> Repairings:
+    """Move captions as a procedure says, if there are enough of them to be judged in its folds."""
+    num_pairs, count, size = len(text), procedure.repairings, procedure.cluster_size
+    if 0 < size <= count:
+        raise UserError(
+            f"clusters of {size} captions are too small to re-pair them {count} times",
+            where="procedure.cluster_size",
+            remedy="a hundred, or 0 to look for no wrong captions among like ones",
+        )
+    made = Repairings.among_alike(text, size, count, rng) if size else Repairings.draw(num_pairs, count, rng)
+    if len(made.parts) < procedure.folds or num_pairs < _SMALLEST_FOLD * procedure.folds:
+        blocked = f"{_SMALLEST_FOLD} in blocks of {(count + 1) ** (2 if size else 1)}"
+        raise UserError(
+            f"{num_pairs} pairs do not make {procedure.folds} folds of {blocked}",
+            where="procedure",
+            remedy="fewer folds or repairings" + (", or cluster_size 0" if size else ""),
+        )
+    return made
 
 
 def _mean(kept: list[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
