@@ -34,6 +34,7 @@ def discriminate(
     everywhere = np.ones(len(fold), dtype=bool)
     for outside, inside in _splits(fold):
         rows = [outside & each for each in used or [everywhere] * len(evidence)]
+        # Of none there is nothing to learn, and the trees would stop; so few fill hardly a leaf.
         if min(rows[0].sum(), sum(each.sum() for each in rows[1:])) < 4 * fewest:
             rows = [outside] * len(evidence)
         trees = HistGradientBoostingClassifier(
