@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from troth.bench.data import pairs_source, prepare
 from troth.bench.guard import forbidden, guarded_worker
@@ -50,11 +51,26 @@ def number_of_pairs(source: TarSource | EmbeddedSource) -> int:
     return len(source.open())
 
 
+def most_threads() -> dict[str, int]:
+    import scipy.linalg  # noqa: F401  # has a BLAS of its own
+    import sklearn.ensemble  # noqa: F401  # and this an OpenMP
+
+    return {found["filepath"]: found["num_threads"] for found in threadpool_info()}
+
+
 @pytest.fixture
 def place(tmp_path: Path, small_yardstick: None) -> Place:
     place = Place(tmp_path, Setting.parse("uniform-40"), 0)
     prepare(place)
     return place
+
+
+def test_a_worker_computes_on_one_thread_whatever_it_computes_with(tmp_path: Path) -> None:
+    with under_guard(forbidden(tmp_path)) as call:
+        threads = call(most_threads)
+    assert isinstance(threads, dict)
+    assert len(threads) > 2
+    assert set(threads.values()) == {1}, threads
 
 
 def test_the_mask_can_be_read_without_the_guard_and_not_under_it(place: Place) -> None:

@@ -1,10 +1,12 @@
 """Evidence is what the loop over pairs says, and what a sample was given never counts against it."""
 
+import random
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from tests.judge.pairs import features
 from troth.judge import Evidence, Whitened, caption_words
@@ -161,3 +163,15 @@ def test_words_that_every_pair_has_tell_nothing() -> None:
     two = caption_words([["big"], ["small"]] * 25)
     assert two is not None
     assert float((two[0] - two[1]).norm()) > 1
+
+
+def test_words_are_the_same_to_the_last_bit_on_any_number_of_threads() -> None:
+    draw = random.Random(0)
+    captions = [[" ".join(f"word{draw.randrange(800)}" for _ in range(8))] for _ in range(300)]
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(caption_words(captions))
+    assert found[0] is not None
+    assert found[1] is not None
+    assert torch.equal(found[0], found[1])

@@ -68,8 +68,11 @@ def guarded_worker(paths: tuple[str, ...]) -> None:
 def plain_worker() -> None:
     """Begin a worker process that computes on one thread, and ends when the process that started it has ended."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)  # those of NumPy, SciPy and scikit-learn that are there already
+    os.environ["OMP_NUM_THREADS"] = "1"  # and those that are loaded later
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

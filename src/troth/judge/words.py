@@ -36,6 +36,7 @@ def caption_words(captions: Sequence[Sequence[str]], seed: int = 0) -> Float[Ten
     from sklearn.decomposition import TruncatedSVD  # takes a second to import
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
+    from threadpoolctl import threadpool_limits
 
     if len(captions) < _FEWEST_PAIRS:
         return None
@@ -48,6 +49,8 @@ def caption_words(captions: Sequence[Sequence[str]], seed: int = 0) -> Float[Ten
         raise
     if counts.shape[1] < 2 or abs(counts - counts[[0] * counts.shape[0]]).max() < _SAME:
         return None
-    reduced = TruncatedSVD(min(_DIMENSIONS, counts.shape[1]), random_state=seed).fit_transform(counts)
+    # The last bits would depend on the number of threads, and several are slower on matrices as narrow as these.
+    with threadpool_limits(1, user_api="blas"):
+        reduced = TruncatedSVD(min(_DIMENSIONS, counts.shape[1]), random_state=seed).fit_transform(counts)
     words = torch.from_numpy(normalize(reduced, copy=False)).float()
     return None if bool(((words - words[0]).abs() < _SAME).all()) else words
