@@ -125,7 +125,7 @@ METHODS = (
     _ablation("no affinities", "objective.terms.3.0=0.0", "objective.terms.4.0=0.0", heads=False),
     _ablation("no words", "judge.words=false"),
     _ablation("no stages", "judge.stages=false"),
-    _ablation("no like captions", "judge.procedure.cluster_size=0", small=False),
+    _ablation("no like captions", "judge.procedure.cluster_size=0"),
     # Without the map there is nothing that the usual learning rate would undo.
     _ablation("no map", "model.skip=none", "train.optimizer.learning_rate=1e-3", small=False),
     _ablation("map alone", "train.optimizer.learning_rate=1e-9", small=False),
