@@ -28,14 +28,33 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert (found["retrieval"].mean.value, found["retrieval"].mean.error) == (0.0, 0.0)
 
 
-def test_the_command_prints_them_or_says_which_rows_are_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write_results(TABLE, tmp_path / "results.parquet")
+    return tmp_path / "results.parquet"
+
+
+def test_the_command_prints_each_row_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([SCORE.regime, SCORE.noise, "gce", "SaCo", "saco", "GCE", "--results", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("2.00 ± 1.00") == 1
+    assert "GCE minus" in shown
+    assert "zero-shot %" in shown
+
+
+@pytest.mark.parametrize(
+    ("noise", "methods", "message"),
+    [
+        (SCORE.noise, ["GCE", "DeCL"], "'GCE' and 'DeCL' have no seed in common"),
+        (SCORE.noise, ["SigLIP", "GCE"], f"{SCORE.noise}: SigLIP: no run of it in the table"),
+        (SCORE.noise, ["GCE", "SigLIP"], f"{SCORE.noise}: SigLIP: no run of it in the table"),
+        ("uniform-30", ["GCE", "SaCo"], "uniform-30: GCE: no run of it in the table"),
+        (SCORE.noise, ["GCE", "robust-small"], "robust-small: no such method (one of: InfoNCE"),
+        ("loud", ["GCE", "SaCo"], "no such noise"),
+    ],
+)
+def test_it_says_which_row_is_not_there(
+    path: Path, capsys: pytest.CaptureFixture[str], noise: str, methods: list[str], message: str
 ) -> None:
-    path = tmp_path / "results.parquet"
-    write_results(TABLE, path)
-    asked = [SCORE.regime, SCORE.noise, "GCE", "SaCo", "--results", str(path)]
-    assert main(asked) == 0
-    assert "2.00 ± 1.00" in capsys.readouterr().out
-    asked[3] = "DeCL"
-    assert main(asked) == 1
-    assert "'GCE' and 'DeCL' have no seed in common at" in capsys.readouterr().out
+    assert main([SCORE.regime, noise, *methods, "--results", str(path)]) == 1
+    assert message in capsys.readouterr().out

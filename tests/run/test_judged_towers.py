@@ -96,6 +96,13 @@ def test_what_stages_see_goes_into_the_judgement(
     assert "stages" not in without.identity
 
 
+def test_towers_are_judged_as_heads_are_and_only_draw_otherwise() -> None:
+    heads, towers = (recipes.load(name).judge for name in ("robust", "robust-small"))
+    assert heads is not None
+    assert towers is not None
+    assert towers == replace(heads, draw_wrong=0.0)
+
+
 def test_a_picture_that_only_the_stages_could_not_read_is_not_judged(
     pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
